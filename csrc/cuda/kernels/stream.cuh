@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Read-once GVR: a guessed threshold that only rises, one pass over the row, exact selection.
+#pragma once
+
+#include "../phases/select.cuh"
+
+namespace gvr::cuda {
+
+// Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
+template <ScoreType kType, bool kCluster>
+__global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
+    stream_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
+  using S = Scope<kCluster>;
+  Scratch& scratch = shared_scratch();
+  const Staging staging{static_cast<uint32_t>(plan.staging)};
+  if (!begin_row<kType, S>(p, scratch)) return;
+  S::announce();  // completed before the first store into another CTA
+  // The slice's first tile is on its way while the threshold is being guessed.
+  load_ahead<kType>(scratch.task.row, scratch.task.begin,
+                    min(scratch.task.end, scratch.task.begin + plan.chunk), staging.capacity);
+  HintRow hint{nullptr, 0};
+  if (plan.use_hint) hint = row_hint(p, scratch.task.row_index);
+  uint32_t below_key = guess_threshold<kType>(p, scratch, hint, plan.use_hint, guess_mode<S>(p));
+  if (plan.force_undershoot) below_key = kKeyPlusInf;
+  const uint32_t overflows = collect_slice<kType>(
+      scratch, staging, scratch.task.row, scratch.task.begin, scratch.task.end, plan.chunk,
+      below_key, static_cast<uint32_t>(p.k), static_cast<uint32_t>(plan.rank_capacity),
+      /*ahead=*/true);
+  select_and_emit<kType, S>(p, plan, scratch, staging, Path::kStream, 1, overflows);
+}
+
+}  // namespace gvr::cuda

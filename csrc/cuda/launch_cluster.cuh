@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launch of a kernel whose rows are shared by the CTAs of a cluster.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "config.cuh"
+#include "launch.h"
+#include "phases/scratch.cuh"
+
+namespace gvr::cuda {
+
+using RowKernel = void (*)(TopKParams, Plan);
+
+// Function attributes belong to (kernel, device) and never shrink: set once to the most that any
+// plan needs.
+template <RowKernel kKernel>
+cudaError_t prepare_kernel(bool cluster) {
+  constexpr int kMaxDevices = 64;
+  static bool prepared[kMaxDevices] = {};
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  if (device < kMaxDevices && prepared[device]) return cudaSuccess;
+  error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               device_info(device).shared_bytes_per_block);
+  if (error != cudaSuccess) return error;
+  if (cluster) {
+    error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  if (device < kMaxDevices) prepared[device] = true;
+  return cudaSuccess;
+}
+
+template <RowKernel kSingle, RowKernel kCluster>
+cudaError_t launch_rows(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
+  const bool cluster = plan.ctas_per_row > 1;
+  cudaError_t error = cluster ? prepare_kernel<kCluster>(true) : prepare_kernel<kSingle>(false);
+  if (error != cudaSuccess) return error;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(params.rows * plan.ctas_per_row));
+  config.blockDim = dim3(Config::kThreads);
+  config.dynamicSmemBytes = shared_bytes(plan.staging, Config::kThreads, cluster);
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(plan.ctas_per_row);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster ? 1 : 0;
+  return cudaLaunchKernelEx(&config, cluster ? kCluster : kSingle, params, plan);
+}
+
+}  // namespace gvr::cuda

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors -> TopKParams. Every caller, from Python or C++, passes here, and every error message of
+// the operators lives in check.cpp: the argument, what was given, what is needed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "../common/params.h"
+
+namespace gvr {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The arguments of every selection as the schema has them.
+struct TopKArguments {
+  const at::Tensor& scores;
+  int64_t k;
+  const OptionalTensor& lengths;
+  const OptionalTensor& starts;
+  int64_t next_n;
+  int64_t compress_ratio;
+  int64_t hint_offset;
+  bool sorted;
+  std::string_view algorithm;
+};
+
+struct NamedTensor {
+  const char* name;
+  at::Tensor tensor;
+};
+
+// A checked call: parameters whose output pointers are still null, and the tensors that own what
+// the input pointers refer to.
+struct CheckedCall {
+  TopKParams params;
+  std::vector<NamedTensor> tensors;   // arguments that outputs must not overlap
+  std::vector<int64_t> output_shape;  // scores' leading dimensions, then k
+  std::vector<at::Tensor> owners;
+};
+
+CheckedCall check_arguments(const TopKArguments& arguments, at::DeviceType backend);
+
+void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTensor& hint);
+
+void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& state,
+                 int64_t layer, const OptionalTensor& slots);
+
+// `out` as given by the caller: of the right kind, since it is never resized or reallocated, and
+// with memory of its own.
+void check_output(CheckedCall& call, const at::Tensor& scores, const at::Tensor& out,
+                  const char* name, at::ScalarType dtype);
+
+// Errors where a gradient would be lost without a word.
+void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy);
+
+// Attach output tensors to the parameters. `values` and `stats` may be undefined.
+void attach_outputs(CheckedCall& call, const at::Tensor& values, const at::Tensor& indices,
+                    const at::Tensor& stats);
+
+}  // namespace gvr

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every operator of gvr_topk. Meaning of the arguments: gvr_topk/ops.py.
+#include <torch/library.h>
+
+#include <string>
+
+namespace {
+
+// Arguments that every selection shares, after `scores`, `k` and what is special to the operator.
+constexpr const char* kWindow =
+    "Tensor? lengths=None, Tensor? starts=None, int next_n=1, int compress_ratio=1, "
+    "int hint_offset=0, bool sorted=False, str algorithm=\"auto\"";
+
+std::string stateless(const std::string& name, const std::string& outputs,
+                      const std::string& result) {
+  return name + "(Tensor scores, int k, *, Tensor? hint=None, " + kWindow + outputs + ") -> " +
+         result;
+}
+
+std::string stateful(const std::string& name, const std::string& result) {
+  return name + "(Tensor scores, Tensor(a!) state, int layer, int k, *, Tensor? slots=None, " +
+         kWindow + ") -> " + result;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(gvr, m) {
+  const auto define = [&m](const std::string& schema) {
+    m.def(schema.c_str(), {at::Tag::pt2_compliant_tag});
+  };
+  define(stateless("topk", "", "(Tensor values, Tensor indices)"));
+  // A custom operator that returns what it mutates cannot be functionalized, so .out returns
+  // nothing.
+  define(stateless("topk.out", ", Tensor(a!) values, Tensor(b!) indices", "()"));
+  define(stateless("topk_indices", "", "Tensor"));
+  define(stateless("topk_indices.out", ", Tensor(a!) indices", "()"));
+  define(stateless("topk_stats", "", "(Tensor values, Tensor indices, Tensor stats)"));
+  define(stateful("step", "Tensor"));
+  define(stateful("step_values", "(Tensor values, Tensor indices)"));
+  define(stateful("step_stats", "(Tensor values, Tensor indices, Tensor stats)"));
+}

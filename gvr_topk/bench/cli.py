@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of the benchmark."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Measure gvr_topk beside its baselines; every timed result is checked for exactness.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Record = Annotated[list[Path], typer.Argument(help="JSON written by `run`.")]
+
+
+class DeviceName(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def _fail(message: object) -> typer.Exit:
+    print(f"error: {message}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise _fail(error) from error
+
+
+def _console() -> Console:
+    # Wide enough for every contender when the output is no terminal.
+    console = Console()
+    return console if console.is_terminal else Console(width=220)
+
+
+@app.command()
+def suites() -> None:
+    """List the suites and the contenders."""
+    from .cells import SUITES, suite_named
+    from .contenders import REGISTRY
+
+    for name in SUITES:
+        suite = suite_named(name)
+        print(f"{name:12} {len(suite.cells):4} cells  {suite.about}")
+    print(f"contenders: {', '.join(REGISTRY)}")
+
+
+def _device(wanted: DeviceName, of_suite: str | None, suite: str) -> Any:
+    import torch
+
+    name = wanted.value
+    if name == "auto":
+        name = of_suite or ("cuda" if torch.cuda.is_available() else "cpu")
+    if of_suite not in (None, name):
+        raise ValueError(f"--device: got {name}, need {of_suite} for the suite {suite}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: got cuda, but torch sees no CUDA device")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def _sweep(given: list[str]) -> dict[str, tuple[int, ...]]:
+    parsed = {}
+    for text in given:
+        name, _, values = text.partition("=")
+        try:
+            parsed[name] = tuple(int(value) for value in values.split(","))
+        except ValueError as error:
+            raise ValueError(f"--sweep: got {text!r}, need NAME=INT,INT,...") from error
+    return parsed
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Option(help="One of `suites`.")],
+    out: Annotated[Path, typer.Option(help="JSON to write; rewritten after every cell.")],
+    device: Annotated[DeviceName, typer.Option()] = DeviceName.auto,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds after which no further cell starts.")
+    ] = None,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recorded traces, repeatable; the packaged one by default."),
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Only these, repeatable; the suite's by default.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Tuning constants to combine, NAME=INT,INT,..., repeatable."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="No tables at the end.")] = False,
+) -> None:
+    """Run a suite. The exit code is 1 when a result was not exact or a contender failed."""
+    from . import tables
+    from .cells import suite_named
+    from .contenders import of_suite
+    from .results import Results
+    from .runner import Runner, failures
+    from .targets import judge
+
+    with _user_errors():
+        chosen = suite_named(suite)
+        if sweep:
+            chosen = replace(chosen, sweep=_sweep(sweep))
+        where = _device(device, chosen.device, suite)
+        contenders = of_suite(chosen, where, tuple(contender or ()))
+        with _progress_bar() as progress:
+            runner = Runner(
+                suite, chosen, contenders, where, trace or [], out, budget, sys.argv[1:], progress
+            )
+            record = runner.run()
+    results = Results.load(out)
+    console = _console()
+    if not quiet:
+        console.print(tables.times(results))
+        if found := judge(results):
+            console.print(tables.verdicts(found, results))
+    for line in tables.notes(results):
+        console.print(line, markup=False)
+    failed = failures(record)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    console.print(f"{len(record['cells'])} cells in {record['seconds']} s: {out}", markup=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from .runner import Progress
+
+    columns = (TextColumn("{task.description:42}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("setting up", total=None)
+        yield Progress(
+            start=lambda total: bar.update(task, total=total),
+            cell=lambda label: bar.update(task, description=label),
+            result=lambda: bar.advance(task),
+        )
+
+
+@app.command()
+def table(
+    files: Record,
+    warm: Annotated[bool, typer.Option("--warm", help="Times with a warm L2.")] = False,
+    baseline: Annotated[str, typer.Option(help="Contender that the multiples refer to.")] = "floor",
+) -> None:
+    """Print the times of a record."""
+    from . import tables
+    from .results import Results
+
+    with _user_errors():
+        results = Results.load(*files)
+    console = _console()
+    console.print(tables.times(results, "warm" if warm else "cold", baseline))
+    for line in tables.notes(results):
+        console.print(line, markup=False)
+
+
+@app.command()
+def plot(
+    files: Record,
+    out: Annotated[Path | None, typer.Option(help="Directory; that of the record by default.")] = (
+        None
+    ),
+    suffix: Annotated[str, typer.Option(help="png, svg or pdf.")] = "png",
+) -> None:
+    """Draw the plots that a record has data for."""
+    from .results import Results
+
+    with _user_errors():
+        results = Results.load(*files)
+    try:
+        from . import plots
+    except ImportError as error:
+        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    for path in plots.draw(results, out or files[0].parent, suffix):
+        print(path)
+
+
+@app.command()
+def targets(
+    files: Record,
+    worst: Annotated[int, typer.Option(help="Further cells to name where one falls short.")] = 3,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 when a target falls short.")
+    ] = False,
+) -> None:
+    """Print each target that the records can decide: pass or falls short, with its ratio."""
+    from . import tables
+    from .results import Results
+    from .targets import judge
+
+    with _user_errors():
+        # One by one: cells of two suites may be equal and their times come from other runs.
+        found = [(judge(results), results) for results in map(Results.load, files)]
+    for verdicts, results in found:
+        _console().print(tables.verdicts(verdicts, results, worst))
+    short = any(not verdict.passed for verdicts, _ in found for verdict in verdicts)
+    raise typer.Exit(1 if strict and short else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evidence(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="JSON to write.")],
+    timeout: Annotated[float | None, typer.Option(help="Seconds given to the tests.")] = None,
+) -> None:
+    """Run pytest on this machine (arguments after --) and record what came of it.
+
+    The exit code is pytest's; 1 when pytest was stopped, left no report, or no test passed.
+    """
+    from .evidence import gather, succeeded
+
+    record = gather(context.args, timeout)
+    with _user_errors():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=1) + "\n")
+    for label in ("totals", "problem"):
+        if record[label]:
+            print(f"{label}: {record[label]}")
+    raise typer.Exit(0 if succeeded(record) else record["exit_code"] or 1)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots from a record alone. Each says the card and the suite it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from .cells import ADVERSARIAL_DATA, HOSTILE_HINTS, Cell, size_label
+from .results import Entry, Results
+
+_GREY = {"floor": "0.55", "floor-pdl": "0.75", "torch.topk": "0.35", "torch.sort": "0.2"}
+
+
+def draw(results: Results, directory: Path, suffix: str = "png") -> list[Path]:
+    """Every plot that the record has data for."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, plot in _PLOTS.items():
+        figure = plot(results)
+        if figure is None:
+            continue
+        figure.text(0.01, 0.005, results.describe(), fontsize=6, color="0.4")
+        path = directory / f"{results.header['suite']}-{name}.{suffix}"
+        figure.savefig(path, dpi=160, bbox_inches="tight")
+        plt.close(figure)
+        written.append(path)
+    return written
+
+
+def _colour(name: str, names: list[str]) -> str:
+    return _GREY.get(name) or f"C{[n for n in names if n not in _GREY].index(name) % 10}"
+
+
+def _panels(count: int, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(4.6 * columns, height * lines), squeeze=False, layout="tight"
+    )
+    flat = list(axes.flat)
+    for unused in flat[count:]:
+        unused.set_visible(False)
+    return figure, flat[:count]
+
+
+def _line(
+    axes: Axes, entries: list[Entry], name: str, names: list[str], x: Callable[[Entry], float]
+) -> None:
+    points = [(x(e), e.time(name)) for e in entries]
+    known = sorted((a, b) for a, b in points if b is not None)
+    if known:
+        axes.plot(
+            *zip(*known, strict=True), marker="o", ms=3, label=name, color=_colour(name, names)
+        )
+
+
+def _plain(results: Results) -> list[Entry]:
+    return [
+        e
+        for e in results.entries
+        if e.cell.hint == "real" and e.cell.dtype == "fp32" and e.cell.data in ("trace", "normal")
+        and not e.cell.threads
+    ]  # fmt: skip
+
+
+def time_over_n(results: Results) -> Figure | None:
+    entries = _plain(results)
+    if not entries:
+        return None
+    k = max(e.cell.k for e in entries) if results.header["suite"] != "dense" else 2048
+    by_rows: dict[int, list[Entry]] = {}
+    for entry in entries:
+        if entry.cell.k == k:
+            by_rows.setdefault(entry.cell.rows, []).append(entry)
+    panels = {r: es for r, es in sorted(by_rows.items()) if len({e.cell.n for e in es}) > 1}
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels))
+    names = results.contenders
+    for axis, (rows, line) in zip(axes, panels.items(), strict=True):
+        for name in names:
+            _line(axis, line, name, names, lambda e: e.cell.n)
+        sizes = sorted({e.cell.n for e in line})
+        shown = sizes if len(sizes) <= 8 else sizes[::4]
+        axis.set(xscale="log", yscale="log", xlabel="N", title=f"{rows} x N, K {k}")
+        axis.set_xticks(shown, [size_label(n) for n in shown])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("us per call, cold")
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+def floor_multiple(results: Results) -> Figure | None:
+    """Heat map of auto over the floor, one panel per K."""
+    by_k: dict[int, dict[tuple[int, int], float]] = {}
+    for entry in _plain(results):
+        ratio = entry.ratio("auto", "floor")
+        if ratio is not None:
+            by_k.setdefault(entry.cell.k, {})[entry.cell.rows, entry.cell.n] = ratio
+    by_k = {k: cells for k, cells in by_k.items() if len(cells) >= 4}
+    if not by_k or results.header["suite"] not in ("grid", "issue", "short"):
+        return None
+    figure, axes = _panels(len(by_k))
+    for axis, (k, cells) in zip(axes, sorted(by_k.items()), strict=True):
+        rows = sorted({r for r, _ in cells})
+        sizes = sorted({n for _, n in cells})
+        grid = [[cells.get((r, n), float("nan")) for n in sizes] for r in rows]
+        axis.imshow(grid, cmap="RdYlGn_r", vmin=1, vmax=4, aspect="auto")
+        for (r, n), ratio in cells.items():
+            axis.text(
+                sizes.index(n), rows.index(r), f"{ratio:.1f}", ha="center", va="center", fontsize=8
+            )
+        axis.set_xticks(range(len(sizes)), [size_label(n) for n in sizes])
+        axis.set_yticks(range(len(rows)), [str(r) for r in rows])
+        axis.set(xlabel="N", ylabel="rows", title=f"auto over the floor, K {k}")
+    return figure
+
+
+def _shapes(entries: list[Entry]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys((e.cell.rows, e.cell.n) for e in entries))
+
+
+def _bars(
+    results: Results, entries: list[Entry], kinds: list[str], kind_of: Callable[[Cell], str]
+) -> Figure | None:
+    """One panel per shape; groups of bars by kind, one bar per contender."""
+    shapes = _shapes(entries)
+    if not shapes:
+        return None
+    figure, axes = _panels(len(shapes))
+    names = results.contenders
+    width = 0.8 / len(names)
+    for axis, shape in zip(axes, shapes, strict=True):
+        here = {kind_of(e.cell): e for e in entries if (e.cell.rows, e.cell.n) == shape}
+        shown = [kind for kind in kinds if kind in here]
+        for place, name in enumerate(names):
+            times = [here[kind].time(name) or 0.0 for kind in shown]
+            offsets = [i + (place - (len(names) - 1) / 2) * width for i in range(len(shown))]
+            axis.bar(offsets, times, width, label=name, color=_colour(name, names))
+        axis.set_xticks(range(len(shown)), shown, rotation=40, ha="right", fontsize=7)
+        axis.set_title(f"{shape[0]} x {size_label(shape[1])}, K {entries[0].cell.k}")
+    axes[0].set_ylabel("us per call, cold")
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+def hints(results: Results) -> Figure | None:
+    kinds = ["real", "none", *HOSTILE_HINTS, "badrow"]
+    entries = [e for e in results.entries if e.cell.hint in kinds]
+    if len({e.cell.hint for e in entries}) < 3:
+        return None
+    return _bars(results, entries, kinds, lambda cell: cell.hint)
+
+
+def adversarial(results: Results) -> Figure | None:
+    entries = [e for e in results.entries if e.cell.data in ("normal", *ADVERSARIAL_DATA)]
+    if len({e.cell.data for e in entries}) < 3:
+        return None
+    return _bars(results, entries, ["normal", *ADVERSARIAL_DATA], lambda cell: cell.data)
+
+
+def overlap(results: Results) -> Figure | None:
+    """Time over the share of the answer that the hint holds."""
+    entries = [e for e in results.entries if e.cell.hint.startswith("overlap:")]
+    shapes = _shapes(entries)
+    if not shapes:
+        return None
+    figure, axes = _panels(len(shapes))
+    names = results.contenders
+    for axis, shape in zip(axes, shapes, strict=True):
+        line = [e for e in entries if (e.cell.rows, e.cell.n) == shape]
+        for name in names:
+            _line(axis, line, name, names, lambda e: e.overlap or 0.0)
+        axis.set(xlabel="overlap of the hint", title=f"{shape[0]} x {size_label(shape[1])}")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("us per call, cold")
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+def time_over_k(results: Results) -> Figure | None:
+    by_shape: dict[tuple[int, int], list[Entry]] = {}
+    for entry in _plain(results):
+        by_shape.setdefault((entry.cell.rows, entry.cell.n), []).append(entry)
+    panels = {shape: es for shape, es in by_shape.items() if len({e.cell.k for e in es}) > 3}
+    if not panels:
+        return None
+    figure, axes = _panels(len(panels))
+    names = results.contenders
+    for axis, ((rows, n), line) in zip(axes, panels.items(), strict=True):
+        for name in names:
+            _line(axis, line, name, names, lambda e: e.cell.k)
+        axis.set(xlabel="K", title=f"{rows} x {size_label(n)}")
+        axis.set_xscale("log", base=2)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("us per call, cold")
+    axes[-1].legend(fontsize=7)
+    return figure
+
+
+_PLOTS: dict[str, Callable[[Results], Figure | None]] = {
+    "time-over-n": time_over_n,
+    "floor-multiple": floor_multiple,
+    "hints": hints,
+    "overlap": overlap,
+    "adversarial": adversarial,
+    "time-over-k": time_over_k,
+}

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .traces import Trace
+
+# click's class where typer stands on click, typer's own copy of it where not.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="gvr_topk",
+    help="Exact Guess-Verify-Refine Top-K for sparse-attention decoding.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+trace_app = typer.Typer(help="Work with recorded traces.", rich_markup_mode=None)
+app.add_typer(trace_app, name="trace")
+
+
+class UserError(Exception):
+    """Something about the input, told in one line without a traceback."""
+
+
+class DeviceName(str, Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class AlgorithmName(str, Enum):
+    auto = "auto"
+    gvr = "gvr"
+    stream = "stream"
+    radix = "radix"
+
+
+DeviceOption = Annotated[
+    DeviceName, typer.Option(help="Where to run; auto takes CUDA when there is a usable GPU.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; 2 stands for an error of the user."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return app(args=given, prog_name="python -m gvr_topk", standalone_mode=False) or 0
+    except _UsageError as error:
+        message = error.format_message()  # type: ignore[attr-defined]
+    except UserError as error:
+        message = str(error)
+    except typer.Abort:  # Ctrl-C
+        return 130
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """What input can cause, as UserError. Wraps the reading and checking of input, nothing else."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError, OSError, ImportError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(lines[0]) from error
+
+
+@app.command()
+def env(json_output: JsonOption = False) -> None:
+    """Describe this installation: versions, the compiled extension, devices.
+
+    Works, and says why, where the extension does not load.
+
+    \b
+    Examples:
+      python -m gvr_topk env
+      python -m gvr_topk env --json
+    """
+    from .env import collect, render
+
+    report = collect()
+    print(json.dumps(report, indent=2) if json_output else render(report))
+
+
+@app.command()
+def demo(
+    device: DeviceOption = DeviceName.auto,
+    k: Annotated[int, typer.Option("--k", help="Winners per step.")] = 2048,
+    steps: Annotated[int | None, typer.Option(help="Steps to replay; all by default.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="A factored trace; by default the packaged one.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Replay a recorded decode and check every step, bit for bit, against the reference.
+
+    The exit code is 0 only if every step was exact.
+
+    \b
+    Examples:
+      python -m gvr_topk demo
+      python -m gvr_topk demo --device cpu --k 512 --steps 16
+      python -m gvr_topk demo --trace trace.safetensors --json
+    """
+    with _user_errors():
+        from .demo import check_arguments, run
+
+        recorded = _load_trace(trace, device)
+        check_arguments(recorded, k, steps)
+    raise typer.Exit(run(recorded, k, steps, json_output=json_output))
+
+
+@app.command()
+def explain(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Scores (.pt, .npy: [n] or [rows, n]) or a trace (.safetensors); "
+            "by default the packaged trace.",
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", help="Winners per row.")] = 2048,
+    step: Annotated[int | None, typer.Option(help="Step of a trace; the last by default.")] = None,
+    keys: Annotated[
+        int | None, typer.Option(help="The last KEYS visible keys of the step; all by default.")
+    ] = None,
+    hint: Annotated[
+        str | None,
+        typer.Option(
+            help="previous (the answer of the step before, default for a trace), none (default "
+            "for scores), or a .pt or .npy file of int32 indices."
+        ),
+    ] = None,
+    algorithm: Annotated[AlgorithmName, typer.Option(help="How to select.")] = AlgorithmName.auto,
+    device: DeviceOption = DeviceName.auto,
+    json_output: JsonOption = False,
+) -> None:
+    """Select the Top-K of one step or file and print how each row was found.
+
+    \b
+    Examples:
+      python -m gvr_topk explain
+      python -m gvr_topk explain --step 40 --keys 16384 --k 512 --hint none
+      python -m gvr_topk explain scores.npy --k 64 --algorithm radix --json
+    """
+    with _user_errors():
+        from . import explain as explain_topk
+
+        case = _load_case(source, k, step, keys, hint, device)
+        answer = explain_topk(
+            case.scores,
+            k,
+            hint=case.hint,
+            hint_offset=case.hint_offset,
+            algorithm=algorithm.value,
+        )
+    title = f"{case.label}: Top-{k} of {case.scores.shape[-1]} on {case.scores.device}"
+    if json_output:
+        rows = [{**row._asdict(), "path": row.path_name} for row in answer.stats]
+        print(json.dumps({"title": title, "algorithm": algorithm.value, "rows": rows}, indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(answer.stats.table(title=title))
+
+
+@trace_app.command("cut")
+def trace_cut(
+    source: Annotated[Path, typer.Argument(help="A factored trace.")],
+    output: Annotated[Path, typer.Argument(help="The file to write.")],
+    keys: Annotated[int, typer.Option(help="Keep the last KEYS keys.")] = 32768,
+    steps: Annotated[int, typer.Option(help="Keep the last STEPS steps.")] = 64,
+) -> None:
+    """Cut the end out of a trace; the packaged trace was made like this.
+
+    \b
+    Example:
+      python -m gvr_topk trace cut trace_A_layer6.safetensors trace_A_layer6_cut.safetensors
+    """
+    with _user_errors():
+        from .traces import Trace, cut, save
+
+        digest = save(cut(Trace.load(source), keys, steps), output)
+    print(f"{output}: {keys} keys, {steps} steps, {output.stat().st_size} bytes, sha256 {digest}")
+
+
+class _Case(NamedTuple):
+    """The input of one `explain`."""
+
+    scores: Tensor
+    hint: Tensor | None
+    hint_offset: int
+    label: str
+
+
+def _torch_device(name: DeviceName) -> str:
+    import torch
+
+    from . import _C
+
+    reasons = []
+    if not _C.has_cuda:
+        reasons.append("this build of gvr_topk has no CUDA code")
+    if not torch.cuda.is_available():
+        reasons.append("torch finds no CUDA device")
+    if name is DeviceName.cuda and reasons:
+        raise ValueError(f"--device: got cuda, but {' and '.join(reasons)}; need cpu or auto")
+    return "cpu" if name is DeviceName.cpu or reasons else "cuda"
+
+
+def _load_trace(path: Path | None, device: DeviceName) -> Trace:
+    from .traces import Trace, packaged_trace
+
+    place = _torch_device(device)
+    return packaged_trace(place) if path is None else Trace.load(path, place)
+
+
+def _load_case(
+    source: Path | None,
+    k: int,
+    step: int | None,
+    keys: int | None,
+    hint: str | None,
+    device: DeviceName,
+) -> _Case:
+    if source is None or source.suffix == ".safetensors":
+        return _trace_case(_load_trace(source, device), k, step, keys, hint or "previous")
+    for name, value in (("step", step), ("keys", keys)):
+        if value is not None:
+            raise ValueError(f"--{name}: got {value} with scores from {source}, need a trace")
+    if hint == "previous":
+        raise ValueError(f"--hint: got previous with scores from {source}, need none or a file")
+    scores = _load_tensor(source).to(_torch_device(device))
+    return _Case(scores, _load_hint(hint, scores), 0, source.name)
+
+
+def _trace_case(trace: Trace, k: int, step: int | None, keys: int | None, hint: str) -> _Case:
+    from . import topk_indices
+
+    step = trace.steps - 1 if step is None else step
+    scores = trace.scores(step, keys)[None]
+    label = f"{trace.name} step {step}"
+    if hint != "previous" or step == 0:
+        given = None if hint == "previous" else _load_hint(hint, scores)
+        return _Case(scores, given, 0, label)
+    # The same number of keys one step earlier ends one key earlier; hints are absolute positions.
+    before = trace.window(step - 1, min(scores.shape[-1], trace.visible(step - 1)))
+    previous = topk_indices(trace.scores(step - 1, len(before))[None], k)
+    return _Case(scores, previous, before.start - trace.window(step, keys).start, label)
+
+
+def _load_hint(hint: str | None, scores: Tensor) -> Tensor | None:
+    if hint is None or hint == "none":
+        return None
+    loaded = _load_tensor(Path(hint)).to(scores.device)
+    return loaded.expand(*scores.shape[:-1], -1) if loaded.dim() == 1 else loaded
+
+
+def _load_tensor(path: Path) -> Tensor:
+    import torch
+
+    if path.suffix not in (".pt", ".npy"):
+        raise UserError(f"{path}: got suffix {path.suffix!r}, need .pt, .npy or .safetensors")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    loaded: Any
+    try:
+        if path.suffix == ".pt":
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            import numpy
+
+            loaded = torch.from_numpy(numpy.load(path, allow_pickle=False))
+    # Bytes that are no pickle raise almost anything from an unpickler.
+    except Exception as error:
+        reason = (str(error).splitlines() or ["it ends early"])[0]
+        raise UserError(f"{path}: not a readable tensor ({reason})") from error
+    if not isinstance(loaded, torch.Tensor):
+        raise UserError(f"{path}: got a {type(loaded).__name__}, need one tensor")
+    return loaded
