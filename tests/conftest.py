@@ -6,6 +6,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+# Before torch loads OpenMP: idle threads that spin make thousands of small calls several times
+# slower on a machine that is busy with something else.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -39,13 +39,13 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   Plan plan{};
   plan.family = shape.algorithm == Algorithm::kAuto ? Algorithm::kStream : shape.algorithm;
 
-  // Staging holds K survivors of a compaction and at least as many new ones.
-  const int32_t staged_k = std::clamp(shape.k, 1, kMaxStagedK);
-  const int32_t least_staging = 2 * next_power_of_two(staged_k);
-  plan.staging = tuning.staging > 0 ? std::max(tuning.staging, staged_k + 32)
-                                    : std::max(least_staging, int32_t{8192});
+  // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new ones.
+  const int64_t staging = tuning.staging > 0
+                              ? std::max<int64_t>(tuning.staging, int64_t{shape.k} + 32)
+                              : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 2048);
+  plan.staging = static_cast<int32_t>(std::min<int64_t>((staging + 3) / 4 * 4, 1 << 20));
   const int64_t staging_bytes = int64_t{8} * plan.staging;
-  const int64_t fixed_bytes = 32 * 1024;  // histograms, ranking area, scalars
+  const int64_t fixed_bytes = 40 * 1024;  // histograms, ranking area, scalars
   if (shape.k > kMaxStagedK || staging_bytes + fixed_bytes > device.shared_bytes_per_block) {
     plan.family = Algorithm::kRadix;
   }

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int32_t kChunk = 4096;         // scores whose survivors are fetched while still in L1
 constexpr int32_t kVerifyPasses = 6;     // of `gvr`
-constexpr int32_t kLeastSlice = 32768;   // scores that are worth waking a thread for
+constexpr int32_t kLeastSlice = 65536;   // scores that are worth waking a thread for
 constexpr int32_t kGuessFrom = 1024;     // shorter rows are staged whole
 constexpr size_t kKeptBytes = 8u << 20;  // staging memory kept between calls
 
@@ -248,7 +248,7 @@ void RowSelector::write_state(const Call& call, int32_t found) {
   int32_t* entry = row_state(p, row_).entry;
   const int32_t stored = std::min(found, p.state_hints);
   // A short row has no k-th score: everything of it is admitted.
-  const float threshold = key_to_float(found < p.k ? kKeyMinusInf : cut_.key);
+  const float threshold = key_to_float(view_.window.size() <= p.k ? kKeyMinusInf : cut_.key);
   entry[kStateHits] = hint_.size > 0 ? stats_[kStatHintHits] : -1;
   entry[kStateCount] = stored;
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(threshold));

@@ -484,6 +484,7 @@ TEST_CASE("slices and threads do not change the answer", "[cpu]") {
     check(scores, p, {{}, Isa::kAvx512, 3, true});
     Run run;
     run.tuning.ctas_per_row = 4;
+    run.threads = 3;
     check(scores, p, run);
     // One row for a whole batch, as from expand.
     p.rows = 5;

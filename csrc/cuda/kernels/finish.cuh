@@ -95,8 +95,9 @@ __global__ void __launch_bounds__(Config::kSortThreads)
   if (threadIdx.x == 0) {
     p.stats[row_index * kStatColumns + kStatHintValid] = valid;
     p.stats[row_index * kStatColumns + kStatHintHits] = hits;
-    write_state_header(p, row_index, entry, winners, rank_key_score(least),
-                       hint.size > 0 ? hits : -1);
+    // As everywhere, a short row has no k-th score.
+    const uint32_t kth_key = window.size() <= p.k ? kKeyMinusInf : rank_key_score(least);
+    write_state_header(p, row_index, entry, winners, kth_key, hint.size > 0 ? hits : -1);
   }
   if (entry == nullptr || window.size() <= 0) return;
   for (int i = threadIdx.x; i < min(p.k, p.state_hints); i += blockDim.x) {

@@ -53,14 +53,13 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
   Scratch& scratch = shared_scratch();
   const Staging staging{static_cast<uint32_t>(plan.staging)};
   if (!begin_row<kType, S>(p, scratch)) return;
-  S::sync();
 
   HintRow hint{nullptr, 0};
   if (plan.use_hint) hint = row_hint(p, scratch.task.row_index);
   if (hint.size <= 0 || !guess_from_hint<kType>(p, scratch, hint)) {
     guess_threshold<kType>(p, scratch, HintRow{nullptr, 0}, false, GuessMode::kCounted);
   }
-  __syncthreads();
+  share_guess<S>(scratch);
   if (threadIdx.x == 0) scratch.ranked = 0;
 
   const auto k = static_cast<uint32_t>(p.k);

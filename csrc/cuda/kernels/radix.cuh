@@ -15,6 +15,7 @@ struct RadixScratch {
   uint32_t warp_sums[Config::kRadixThreads / 32];
   uint32_t bin, above, inside;
   uint32_t emitted;
+  uint32_t kth_key;  // ordered key of the K-th score
 };
 
 template <ScoreType kType>
@@ -48,9 +49,13 @@ struct EmitVisitor {
   const RowOutput<kType>& output;
   uint32_t* emitted;
   uint64_t least;
+  uint32_t kth_key;  // least key that this thread wrote
 
   __device__ __forceinline__ void one(uint32_t raw, int index) {
-    if (rank_key(E::key(raw), index) >= least) output.put(atomicAdd(emitted, 1u), raw, index);
+    const uint32_t key = E::key(raw);
+    if (rank_key(key, index) < least) return;
+    output.put(atomicAdd(emitted, 1u), raw, index);
+    kth_key = min(kth_key, key);
   }
   __device__ __forceinline__ void tile(const RadixTile<kType>& t) {
 #pragma unroll
@@ -105,7 +110,10 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     emit_short_row<kType>(p, row_index, row, window, 0, 1);
     return;
   }
-  if (threadIdx.x == 0) scratch.emitted = 0;
+  if (threadIdx.x == 0) {
+    scratch.emitted = 0;
+    scratch.kth_key = kKeyNan;
+  }
 
   const int index_bits = 32 - __clz(p.n - 1);  // inverted indices differ in these bits only
   uint64_t prefix = 0;
@@ -132,10 +140,15 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     ++rounds;
   }
   const RowOutput<kType> output(p, row_index);
-  EmitVisitor<kType> visitor{output, &scratch.emitted, prefix};
+  EmitVisitor<kType> visitor{output, &scratch.emitted, prefix, kKeyNan};
   visit_range<kType, Config::kRadixThreads>(row, window.begin, window.end, visitor);
+  // The digits found may end above the K-th score's last bits: its key comes from the winners.
+  __syncwarp();
+  const uint32_t kth_key = __reduce_min_sync(~0u, visitor.kth_key);
+  if (lane_id() == 0) atomicMin(&scratch.kth_key, kth_key);
+  __syncthreads();
   if (threadIdx.x == 0) {
-    write_state_header(p, row_index, output.entry, p.k, static_cast<uint32_t>(prefix >> 32), -1);
+    write_state_header(p, row_index, output.entry, p.k, scratch.kth_key, -1);
     put_stats(p, row_index, Path::kRadix, rounds + 1, p.k, 0, 0, rounds);
   }
 }

@@ -14,14 +14,18 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
   Scratch& scratch = shared_scratch();
   const Staging staging{static_cast<uint32_t>(plan.staging)};
   if (!begin_row<kType, S>(p, scratch)) return;
-  S::announce();  // completed before the first store into another CTA
   // The slice's first tile is on its way while the threshold is being guessed.
   load_ahead<kType>(scratch.task.row, scratch.task.begin,
                     min(scratch.task.end, scratch.task.begin + plan.chunk), staging.capacity);
   HintRow hint{nullptr, 0};
   if (plan.use_hint) hint = row_hint(p, scratch.task.row_index);
   uint32_t below_key = guess_threshold<kType>(p, scratch, hint, plan.use_hint, guess_mode<S>(p));
+  if (S::kIsCluster && plan.use_hint) {
+    share_guess<S>(scratch);
+    below_key = scratch.guess.below_key;
+  }
   if (plan.force_undershoot) below_key = kKeyPlusInf;
+  S::announce();  // completed before the first store into another CTA
   const uint32_t overflows = collect_slice<kType>(
       scratch, staging, scratch.task.row, scratch.task.begin, scratch.task.end, plan.chunk,
       below_key, static_cast<uint32_t>(p.k), static_cast<uint32_t>(plan.rank_capacity),

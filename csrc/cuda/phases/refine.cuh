@@ -188,8 +188,10 @@ __device__ __noinline__ int narrow(Staging staging, uint32_t count, uint32_t wan
     __syncthreads();
     find_crossing<S>(scratch, merged, wanted - crossing.above, /*opening=*/false);
     crossing.low = low + (static_cast<uint64_t>(scratch.crossing.bin) << shift);
-    // The last part may reach beyond the range, where entries already counted as above lie.
-    crossing.high = min(crossing.low + ((uint64_t{1} << shift) - 1), range.high);
+    // The last part may reach beyond the range, where entries already counted as above lie, and
+    // beyond 64 bits, where NaN lives.
+    const uint64_t span = (uint64_t{1} << shift) - 1;
+    crossing.high = range.high - crossing.low > span ? crossing.low + span : range.high;
     crossing.above += scratch.crossing.above;
     crossing.inside = scratch.crossing.inside;
     crossing.linear = false;

@@ -54,6 +54,18 @@ __device__ __forceinline__ GuessMode guess_mode(const TopKParams& p) {
   return S::kIsCluster && threads >= p.k ? GuessMode::kQuick : GuessMode::kCounted;
 }
 
+// One guess for all CTAs of the row: the leader's. Hinted positions may come from a state entry
+// that another row (a draft of the same request) is rewriting, so two CTAs need not have read the
+// same; their thresholds and bins must agree all the same. Block-wide on all CTAs.
+template <class S>
+__device__ __forceinline__ void share_guess(Scratch& scratch) {
+  S::sync();
+  if constexpr (S::kIsCluster) {
+    if (threadIdx.x == 0 && S::rank() != 0) scratch.guess = *S::remote(&scratch.guess, 0);
+    __syncthreads();
+  }
+}
+
 // Fewer than K survivors: read the row again under a lower threshold, from the second time on under
 // none. Block-wide on all CTAs; returns the number of overflows.
 template <ScoreType kType, class S>
@@ -61,17 +73,17 @@ __device__ __noinline__ uint32_t collect_again(int k, Staging staging, int chunk
                                                int attempt) {
   Scratch& scratch = shared_scratch();
   restart<S>();
-  const Guess guess = scratch.guess;
-  const uint32_t lower = attempt == 1 ? choose_threshold(scratch, 4.0f * guess.needed) : 0u;
-  const uint32_t below_key = lower < guess.below_key ? lower : 0u;
-  __syncthreads();
   if (threadIdx.x == 0) {
+    const uint32_t lower =
+        attempt == 1 ? choose_threshold(scratch, 4.0f * scratch.guess.needed) : 0u;
+    const uint32_t below_key = lower < scratch.guess.below_key ? lower : 0u;
     scratch.guess.below_key = below_key;
     if (below_key != 0u) scratch.guess.bins_low = key_to_float(below_key);
   }
+  share_guess<S>(scratch);
   return collect_slice<kType>(scratch, staging, scratch.task.row, scratch.task.begin,
-                              scratch.task.end, chunk, below_key, static_cast<uint32_t>(k),
-                              capacity);
+                              scratch.task.end, chunk, scratch.guess.below_key,
+                              static_cast<uint32_t>(k), capacity);
 }
 
 // After the first collection: merge, and while the row has shown fewer than K survivors, collect
