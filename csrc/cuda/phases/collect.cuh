@@ -170,6 +170,7 @@ __device__ __forceinline__ uint32_t collect_slice(Scratch& scratch, Staging stag
       ++overflows;
       below_key = recover_chunk<kType>(staging, row, at, stop, saved, below_key, k, capacity);
     } else if (!last && count > staging.capacity - staging.capacity / 4 && count > k) {
+      ++overflows;
       below_key = raise_threshold<kType>(staging, count, k, capacity);
     }
     if (last) break;
