@@ -321,7 +321,9 @@ def test_evidence_counts_outcomes_and_gives_pytests_exit_code(tmp_path: Path) ->
     code, _ = invoke("evidence", "--out", out, "--", "-q", "-p", "no:cacheprovider", tests)
     record = json.loads(out.read_text())
     assert code == record["exit_code"] == 1
-    assert record["totals"]["failed"] == 1 and record["failed"] == ["test_sample::test_bad"]
+    # The folders in front depend on where the repository lies.
+    failed = [name.split(".")[-1] for name in record["failed"]]
+    assert record["totals"]["failed"] == 1 and failed == ["test_sample::test_bad"]
 
 
 def test_evidence_of_nothing_is_no_success(tmp_path: Path) -> None:
