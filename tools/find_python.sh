@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 active=${PYTHON:-python3}
 torch=${GVR_TORCH:-torch==2.11.0}
-packages=(pytest hypothesis safetensors typer rich tqdm numpy ninja setuptools wheel)
+packages=(pytest hypothesis safetensors typer rich tqdm numpy ninja setuptools)
 
 fits() {  # fits PYTHON MODULE...: Python >= 3.10 with a fitting torch and these modules
   "$1" - "${@:2}" >&2 <<'PY'

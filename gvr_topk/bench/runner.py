@@ -25,6 +25,12 @@ SCHEMA = 1
 _TRIAL_REPLAYS = 5
 
 
+def _without_folder(argument: str) -> str:
+    """A record says which file was named, not where on this machine it lay."""
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+
 @dataclass
 class Progress:
     """What the caller shows; every hook may be left alone."""
@@ -69,7 +75,7 @@ class Runner:
             "suite": self.suite_name,
             "about": self.suite.about,
             "device": self.device.type,
-            "arguments": list(self.arguments),
+            "arguments": [_without_folder(argument) for argument in self.arguments],
             "environment": environment.describe(),
             "l2_policy": L2_POLICY,
             "unavailable": {},
