@@ -57,11 +57,10 @@ extern "C" int gvr_bench_floor(const void* scores, int dtype, int64_t rows, int6
   if (!aligned || rows < 1 || n < 1 || parts < 1 || parts > kMaxParts || rows > INT32_MAX / parts) {
     return cudaErrorInvalidValue;
   }
-  const FloorLaunch call{
-      {static_cast<const uint4*>(scores), row_bytes / 16, indices, k, parts},
-      static_cast<unsigned>(rows * parts),
-      dependent != 0,
-      static_cast<cudaStream_t>(stream)};
+  const FloorLaunch call{{static_cast<const uint4*>(scores), row_bytes / 16, indices, k, parts},
+                         static_cast<unsigned>(rows * parts),
+                         dependent != 0,
+                         static_cast<cudaStream_t>(stream)};
   switch (dtype) {
     case 0: return launch_shape<float>(call, threads, unroll);
     case 1: return launch_shape<__nv_bfloat16>(call, threads, unroll);

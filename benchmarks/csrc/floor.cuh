@@ -52,17 +52,13 @@ struct PairMax {
 template <>
 struct VectorMax<__half> : PairMax<__half2> {
   static __device__ Lane lowest() { return pair(0xfc00fc00u); }
-  static __device__ float widen(Lane best) {
-    return fmaxf(__low2float(best), __high2float(best));
-  }
+  static __device__ float widen(Lane best) { return fmaxf(__low2float(best), __high2float(best)); }
 };
 
 template <>
 struct VectorMax<__nv_bfloat16> : PairMax<__nv_bfloat162> {
   static __device__ Lane lowest() { return pair(0xff80ff80u); }
-  static __device__ float widen(Lane best) {
-    return fmaxf(__low2float(best), __high2float(best));
-  }
+  static __device__ float widen(Lane best) { return fmaxf(__low2float(best), __high2float(best)); }
 };
 
 // Unsigned integers in the order of the floats, so that one redux instruction reduces a warp.

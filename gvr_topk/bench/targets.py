@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from .cells import ADVERSARIAL_DATA, DTYPES, HOSTILE_HINTS, KIB, LONGEST_TRACE, Cell
@@ -201,10 +202,14 @@ def _smooth(results: Results) -> Iterator[Verdict]:
         yield Verdict(f"time monotone in {axis.upper()}", 1.1, True, tuple(drops))
 
 
+def _ratio_to_op(contender: str, entry: Entry) -> float | None:
+    return entry.ratio(contender, "op")
+
+
 def _state(results: Results) -> Iterator[Verdict]:
     entries = results.entries
     for name, contender in (("TopKCache.step", "step"), ("values output", "op-values")):
-        measured = _collect(entries, lambda e, c=contender: e.ratio(c, "op"))
+        measured = _collect(entries, partial(_ratio_to_op, contender))
         yield Verdict(f"{name} over the bare operator", 1.05, True, measured)
 
 

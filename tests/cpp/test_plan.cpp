@@ -39,7 +39,8 @@ void check_launchable(const Shape& shape, const DeviceInfo& device, const Tuning
   if (!(known && cluster && staged && positive && hint)) {
     FAIL("rows " << shape.rows << ", n " << shape.n << ", k " << shape.k << ", "
                  << algorithm_name(shape.algorithm) << ", sm_" << device.capability << ": "
-                 << algorithm_name(plan.family) << ", ctas " << plan.ctas_per_row << ", staging " << plan.staging);
+                 << algorithm_name(plan.family) << ", ctas " << plan.ctas_per_row << ", staging "
+                 << plan.staging);
   }
 }
 
