@@ -22,7 +22,7 @@ from gvr_topk.bench.environment import source_hash
 from gvr_topk.bench.evidence import gather, succeeded
 from gvr_topk.bench.published import FLOOR_AND_BEST, best_multiple
 from gvr_topk.bench.results import Results
-from gvr_topk.bench.runner import Runner, failures
+from gvr_topk.bench.runner import Runner, failures, without_folder
 from gvr_topk.bench.targets import Verdict, judge
 from gvr_topk.bench.workload import Recordings, build_pool, make_case, make_hint
 from gvr_topk.reference import topk_reference
@@ -73,6 +73,16 @@ def test_record_names_machine_versions_and_sources(smoke: Path) -> None:
     assert environment["source_sha256"] == source_hash()
     assert environment["cpu"] and environment["date"]
     assert record["l2_policy"]["cpu"]
+
+
+def test_record_names_files_without_their_folders(tmp_path: Path) -> None:
+    given = ["--out", str(tmp_path / "a.json"), f"--trace={tmp_path / 'b.safetensors'}", "--budget"]
+    assert [without_folder(argument) for argument in given] == [
+        "--out",
+        "a.json",
+        "--trace=b.safetensors",
+        "--budget",
+    ]
 
 
 def test_tables_plots_and_targets_come_from_the_record_alone(smoke: Path, tmp_path: Path) -> None:

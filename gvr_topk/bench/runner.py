@@ -25,7 +25,7 @@ SCHEMA = 1
 _TRIAL_REPLAYS = 5
 
 
-def _without_folder(argument: str) -> str:
+def without_folder(argument: str) -> str:
     """A record says which file was named, not where on this machine it lay."""
     option, equals, value = argument.rpartition("=")
     return option + equals + (Path(value).name if Path(value).is_absolute() else value)
@@ -75,7 +75,7 @@ class Runner:
             "suite": self.suite_name,
             "about": self.suite.about,
             "device": self.device.type,
-            "arguments": [_without_folder(argument) for argument in self.arguments],
+            "arguments": [without_folder(argument) for argument in self.arguments],
             "environment": environment.describe(),
             "l2_policy": L2_POLICY,
             "unavailable": {},
@@ -154,7 +154,7 @@ class Runner:
                     result["variant"] = variant
                 if self.suite.warm:
                     result["warm"] = self._timer.warm(calls[0], self.suite.replays).to_json()
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             # One contender that cannot run a cell must not cost the others theirs.
             result["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         return result
