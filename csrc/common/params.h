@@ -10,7 +10,7 @@
 namespace gvr {
 
 // What a caller may ask for by name. docs of each value: gvr_topk/ops.py.
-enum class Algorithm : int32_t { kAuto = 0, kGvr = 1, kStream = 2, kRadix = 3 };
+enum class Algorithm : int32_t { kAuto = 0, kGvr = 1, kStream = 2, kRadix = 3, kResident = 4 };
 
 // How a row was answered (column kStatPath of the telemetry).
 enum class Path : int32_t {
@@ -19,6 +19,7 @@ enum class Path : int32_t {
   kGvr = 2,     // guess, verify by whole-row counts, collect, refine
   kStream = 3,  // guess, collect under a threshold that only rises, refine
   kRadix = 4,   // histogram passes over the row, no hint
+  kResident = 5,  // row held in registers, one histogram; a second pass is the stream path
 };
 
 // Telemetry: one int32 row of kStatColumns per score row.

@@ -39,13 +39,16 @@ struct Tuning {
 };
 
 struct Plan {
-  Algorithm family;      // kGvr, kStream or kRadix
+  Algorithm family;      // kGvr, kStream, kRadix or kResident
   int32_t ctas_per_row;  // cluster size; 1 for kRadix
   int32_t staging;       // entries per CTA
   int32_t chunk;         // scores per CTA between two looks at the staging area
   int32_t rank_capacity;
   int32_t max_verify;
+  int32_t threads;  // per CTA of kResident
+  int32_t vectors;  // 16-byte vectors per thread of kResident
   bool use_hint;
+  bool overlaps;  // may start before the kernel in front of it has ended
   bool force_undershoot;
 };
 

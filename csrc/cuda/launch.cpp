@@ -13,6 +13,7 @@ cudaError_t launch_typed(const TopKParams& params, const Plan& plan, cudaStream_
   cudaError_t error = cudaSuccess;
   switch (plan.family) {
     case Algorithm::kGvr: error = launch_gvr<kType>(params, plan, stream); break;
+    case Algorithm::kResident: error = launch_resident<kType>(params, plan, stream); break;
     case Algorithm::kRadix: error = launch_radix<kType>(params, stream); break;
     default: error = launch_stream<kType>(params, plan, stream); break;
   }

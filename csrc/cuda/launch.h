@@ -22,6 +22,8 @@ cudaError_t launch_stream(const TopKParams& params, const Plan& plan, cudaStream
 template <ScoreType kType>
 cudaError_t launch_gvr(const TopKParams& params, const Plan& plan, cudaStream_t stream);
 template <ScoreType kType>
+cudaError_t launch_resident(const TopKParams& params, const Plan& plan, cudaStream_t stream);
+template <ScoreType kType>
 cudaError_t launch_radix(const TopKParams& params, cudaStream_t stream);
 template <ScoreType kType>
 cudaError_t launch_sort(const TopKParams& params, cudaStream_t stream);

@@ -34,21 +34,31 @@ cudaError_t prepare_kernel(bool cluster) {
 }
 
 template <RowKernel kSingle, RowKernel kCluster>
-cudaError_t launch_rows(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
+cudaError_t launch_rows(const TopKParams& params, const Plan& plan, int threads,
+                        size_t shared_bytes, cudaStream_t stream) {
   const bool cluster = plan.ctas_per_row > 1;
   cudaError_t error = cluster ? prepare_kernel<kCluster>(true) : prepare_kernel<kSingle>(false);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(params.rows * plan.ctas_per_row));
-  config.blockDim = dim3(Config::kThreads);
-  config.dynamicSmemBytes = shared_bytes(plan.staging, Config::kThreads, cluster);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(plan.ctas_per_row);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  int count = 0;
+  if (cluster) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(plan.ctas_per_row);
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (plan.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
+  config.attrs = attributes;
+  config.numAttrs = static_cast<unsigned>(count);
   return cudaLaunchKernelEx(&config, cluster ? kCluster : kSingle, params, plan);
 }
 

@@ -8,7 +8,8 @@ template <>
 cudaError_t launch_gvr<ScoreType::kFloat32>(const TopKParams& params, const Plan& plan,
                                             cudaStream_t stream) {
   return launch_rows<gvr_kernel<ScoreType::kFloat32, false>, gvr_kernel<ScoreType::kFloat32, true>>(
-      params, plan, stream);
+      params, plan, Config::kThreads,
+      shared_bytes(plan.staging, Config::kThreads, plan.ctas_per_row > 1), stream);
 }
 
 }  // namespace gvr::cuda

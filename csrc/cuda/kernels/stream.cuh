@@ -6,11 +6,11 @@
 
 namespace gvr::cuda {
 
-// Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
-template <ScoreType kType, bool kCluster>
-__global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
-    stream_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
-  using S = Scope<kCluster>;
+// One row, by all CTAs that share it and Config::kThreads threads of each. `passes` counts the first
+// reading of the row and those that the caller made in vain.
+template <ScoreType kType, class S>
+__device__ __forceinline__ void stream_row(const TopKParams& p, const Plan& plan, Path path,
+                                           int passes) {
   Scratch& scratch = shared_scratch();
   const Staging staging{static_cast<uint32_t>(plan.staging)};
   if (!begin_row<kType, S>(p, scratch)) return;
@@ -30,7 +30,15 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
       scratch, staging, scratch.task.row, scratch.task.begin, scratch.task.end, plan.chunk,
       below_key, static_cast<uint32_t>(p.k), static_cast<uint32_t>(plan.rank_capacity),
       /*ahead=*/true);
-  select_and_emit<kType, S>(p, plan, scratch, staging, Path::kStream, 1, overflows);
+  select_and_emit<kType, S>(p, plan, scratch, staging, path, passes, overflows);
+}
+
+// Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
+template <ScoreType kType, bool kCluster>
+__global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
+    stream_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
+  wait_for_predecessor();
+  stream_row<kType, Scope<kCluster>>(p, plan, Path::kStream, 1);
 }
 
 }  // namespace gvr::cuda

@@ -8,6 +8,16 @@
 
 namespace gvr::cuda {
 
+// Programmatic dependent launch: this kernel may have started before the one in front of it in the
+// stream has ended. Everything that memory says comes after this line, the reading of it and the
+// writing to it; and the kernel behind may do the same.
+__device__ __forceinline__ void wait_for_predecessor() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 template <bool kCluster>
 struct Scope {
   static constexpr bool kIsCluster = false;

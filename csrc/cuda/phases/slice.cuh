@@ -77,12 +77,12 @@ struct VectorRange {
   }
 };
 
-// Up to kUnroll vectors of one thread, `step` scores apart. The vectors that exist are a prefix.
-template <ScoreType kType, int kBlock = Config::kThreads>
+// Up to kVectors vectors of one thread, kBlock vectors apart. The vectors that exist are a prefix.
+template <ScoreType kType, int kBlock = Config::kThreads, int kVectors = Config::kUnroll>
 struct Tile {
   using E = Element<kType>;
-  static constexpr int kScores = Config::kUnroll * E::kPerVector;
-  uint4 v[Config::kUnroll];
+  static constexpr int kScores = kVectors * E::kPerVector;
+  uint4 v[kVectors];
   int first;   // row index of the first vector's first score
   int scores;  // how many of the kScores positions exist
 
@@ -91,7 +91,7 @@ struct Tile {
     first = range.body + i * E::kPerVector;
     scores = 0;
 #pragma unroll
-    for (int u = 0; u < Config::kUnroll; ++u) {
+    for (int u = 0; u < kVectors; ++u) {
       const int at = i + u * kBlock;
       v[u] = make_uint4(0, 0, 0, 0);
       if (at < range.vectors) {
