@@ -36,11 +36,30 @@ enum StatColumn : int32_t {
 
 // Header words in front of the hinted indices of one (layer, slot, draft) entry of the state.
 enum StateWord : int32_t {
-  kStateCount = 0,      // number of hinted indices that follow
+  kStateCount = 0,      // number of hinted indices that follow; -1 among them is a dropped one
   kStateThreshold = 1,  // binary32 bits of the K-th score when the entry was written
   kStateHits = 2,      // how many hinted positions of that step were part of the answer, -1 unknown
   kStateAccepted = 3,  // draft 0 only: which draft's entry is the hint of the next step
   kStateHeader = 4,
+};
+
+// Where the selected keys lie in the KV cache, see place_of in rows.h. Per request.
+struct KvPlacement {
+  int32_t* out = nullptr;  // [rows, k]; null: not wanted
+  int64_t out_stride = 0;
+  const void* offsets = nullptr;  // added to every position first; null: nothing
+  bool offsets_int64 = false;
+  const int32_t* page_table = nullptr;  // [requests, pages]; null: no paging
+  int64_t page_table_stride = 0;
+  int64_t pages = 0;
+  int32_t page_bits = 0;  // log2 of the page size
+};
+
+// How the answer differs from the one stored in the state. Needs state_hints >= k.
+struct Difference {
+  int32_t* entered = nullptr;  // [rows, k], -1 padded; null: not wanted
+  int32_t* left = nullptr;     // [rows, k], -1 padded
+  int32_t* counts = nullptr;   // [rows, 2]: how many entered, how many left
 };
 
 struct TopKParams {
@@ -52,12 +71,20 @@ struct TopKParams {
   int32_t n = 0;
   int32_t k = 0;
 
-  // Row windows, see rows.h. One entry per request (rows / next_n of them). Null: the whole row.
+  // Rows come in groups of next_n, one group per request; or group g belongs to request
+  // row_to_request[g], and a value outside [0, requests) makes its rows empty.
+  int32_t next_n = 1;
+  int64_t groups = 0;  // rows / next_n
+  const void* row_to_request = nullptr;
+  bool row_to_request_int64 = false;
+  int64_t requests = 0;  // read with row_to_request only
+
+  // Row windows, see rows.h. One entry per request, or per group. Null: the whole row.
   const void* lengths = nullptr;
   const void* starts = nullptr;
   bool lengths_int64 = false;
   bool starts_int64 = false;
-  int32_t next_n = 1;
+  bool windows_per_group = false;
   int32_t compress_ratio = 1;
 
   // Hint: hint + (row / rows_per_hint) * hint_stride, hint_size indices. Null: none.
@@ -69,11 +96,13 @@ struct TopKParams {
 
   // State of one layer: [state_slots, state_depth, kStateHeader + state_hints], in and out.
   int32_t* state = nullptr;
-  const void* slots = nullptr;  // request -> slot; null: the identity
+  const void* slots = nullptr;  // request (or group) -> slot; null: the identity
   bool slots_int64 = false;
+  bool slots_per_group = false;
   int64_t state_slots = 0;
   int32_t state_depth = 1;
   int32_t state_hints = 0;
+  uint32_t hint_step = 0;  // make_hint_step(state_hints, k) in rows.h
 
   // Outputs, dense [rows, k] with the given row strides. values and stats may be null.
   int32_t* indices = nullptr;
@@ -81,6 +110,8 @@ struct TopKParams {
   int64_t indices_stride = 0;
   int64_t values_stride = 0;
   int32_t* stats = nullptr;  // [rows, kStatColumns]
+  KvPlacement kv;
+  Difference difference;
 
   bool sorted = false;
   Algorithm algorithm = Algorithm::kAuto;

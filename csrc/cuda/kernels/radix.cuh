@@ -106,8 +106,9 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
   const int64_t row_index = blockIdx.x;
   const void* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
   const RowWindow window = row_window(p, row_index);
+  int32_t* entry = begin_entry(p, row_index);
   if (window.size() <= p.k) {
-    emit_short_row<kType>(p, row_index, row, window, 0, 1);
+    emit_short_row<kType>(p, row_index, row, window, 0, 1, entry);
     return;
   }
   if (threadIdx.x == 0) {
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     inside = scratch.inside;
     ++rounds;
   }
-  const RowOutput<kType> output(p, row_index);
+  const RowOutput<kType> output(p, row_index, entry);
   EmitVisitor<kType> visitor{output, &scratch.emitted, prefix, kKeyNan};
   visit_range<kType, Config::kRadixThreads>(row, window.begin, window.end, visitor);
   // The digits found may end above the K-th score's last bits: its key comes from the winners.
@@ -151,6 +152,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     write_state_header(p, row_index, output.entry, p.k, scratch.kth_key, -1);
     put_stats(p, row_index, Path::kRadix, rounds + 1, p.k, 0, 0, rounds);
   }
+  finish_row(p, row_index);
 }
 
 }  // namespace gvr::cuda

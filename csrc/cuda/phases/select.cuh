@@ -39,10 +39,13 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }
-  __syncthreads();
-  if (scratch.task.window.size() > p.k) return true;
+  int32_t* entry = begin_entry(p, blockIdx.x / static_cast<uint32_t>(S::size()));
+  if (scratch.task.window.size() > p.k) {
+    if (threadIdx.x == 0) scratch.task.entry = entry;  // read behind the barriers of the selection
+    return true;
+  }
   emit_short_row<kType>(p, scratch.task.row_index, scratch.task.row, scratch.task.window, S::rank(),
-                        S::size());
+                        S::size(), entry);
   return false;
 }
 
@@ -105,6 +108,7 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
   }
   const int rounds = refine_and_emit<kType, S>(
       p, scratch, staging, capacity, LinearBins(scratch.guess.bins_low, scratch.guess.bins_high));
+  if (S::rank() == 0) finish_row(p, scratch.task.row_index);
   if (p.stats != nullptr && S::rank() == 0 && threadIdx.x == 0) {
     put_stats(p, scratch.task.row_index, path, passes + undershoots, scratch.survivors,
               scratch.overflows, undershoots, rounds);
