@@ -137,13 +137,8 @@ GVR_HOST_DEVICE int32_t hint_count(const TopKParams& p, int32_t winners) {
                                                       : p.state_hints;
 }
 
-GVR_HOST_DEVICE HintRow row_hint(const TopKParams& p, int64_t row) {
-  if (p.hint != nullptr) {
-    const int64_t hint_row = p.rows_per_hint == 1 ? row : row / p.rows_per_hint;
-    return {p.hint + hint_row * p.hint_stride, p.hint_size};
-  }
-  const int64_t slot = row_slot(p, row);
-  if (slot < 0) return {nullptr, 0};
+// The stored answer of the draft that the slot's last commit accepted.
+GVR_HOST_DEVICE HintRow slot_hint(const TopKParams& p, int64_t slot) {
   const int32_t* first = state_entry(p, slot, 0);
   int32_t accepted = first[kStateAccepted];
   if (accepted < 0 || accepted >= p.state_depth) accepted = 0;
@@ -152,6 +147,16 @@ GVR_HOST_DEVICE HintRow row_hint(const TopKParams& p, int64_t row) {
   if (count < 0) count = 0;
   if (count > p.state_hints) count = p.state_hints;
   return {entry + kStateHeader, count};
+}
+
+GVR_HOST_DEVICE HintRow row_hint(const TopKParams& p, int64_t row) {
+  if (p.hint != nullptr) {
+    const int64_t hint_row = p.rows_per_hint == 1 ? row : row / p.rows_per_hint;
+    return {p.hint + hint_row * p.hint_stride, p.hint_size};
+  }
+  const int64_t slot = row_slot(p, row);
+  if (slot < 0) return {nullptr, 0};
+  return slot_hint(p, slot);
 }
 
 GVR_HOST_DEVICE StateEntry row_state(const TopKParams& p, int64_t row) {
@@ -166,6 +171,11 @@ GVR_HOST_DEVICE int32_t hinted_position(int32_t hinted, int64_t offset, RowWindo
   return hinted >= 0 && position >= window.begin && position < window.end
              ? static_cast<int32_t>(position)
              : -1;
+}
+
+// A stored position in this step's numbering, -1 where it has none.
+GVR_HOST_DEVICE int32_t stored_position(int32_t stored, int64_t offset) {
+  return hinted_position(stored, offset, RowWindow{0, 0x7FFFFFFF});
 }
 
 // Where the keys of one row lie in the KV cache.
