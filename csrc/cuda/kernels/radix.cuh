@@ -16,6 +16,7 @@ struct RadixScratch {
   uint32_t bin, above, inside;
   uint32_t emitted;
   uint32_t kth_key;  // ordered key of the K-th score
+  int32_t* entry;    // begin_entry's
 };
 
 template <ScoreType kType>
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     return;
   }
   if (threadIdx.x == 0) {
+    scratch.entry = entry;
     scratch.emitted = 0;
     scratch.kth_key = kKeyNan;
   }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     inside = scratch.inside;
     ++rounds;
   }
-  const RowOutput<kType> output(p, row_index, entry);
+  const RowOutput<kType> output(p, row_index, scratch.entry);
   EmitVisitor<kType> visitor{output, &scratch.emitted, prefix, kKeyNan};
   visit_range<kType, Config::kRadixThreads>(row, window.begin, window.end, visitor);
   // The digits found may end above the K-th score's last bits: its key comes from the winners.
