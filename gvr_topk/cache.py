@@ -410,7 +410,7 @@ def _slot_tensor(name: str, slots: Slots) -> Tensor:
         check_int(name, slot)
     try:
         return torch.tensor([int(slot) for slot in slots], dtype=torch.int64)
-    except (OverflowError, RuntimeError) as error:
+    except (OverflowError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name}: got {list(slots)}, need numbers below 2^63") from error
 
 

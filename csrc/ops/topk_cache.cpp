@@ -276,7 +276,8 @@ void TopKCache::import_entries(const Tensor& slots, const Tensor& entries) {
                     at::IntArrayRef(shape), " (layers, slots, depth, ", int{kStateHeader},
                     " + hint_size), as export gives it from a cache of the same sizes");
   const Tensor to = entries_of(slots, "slots", Repeats::kRefused);
-  entries_.index_copy_(0, to, entries.to(device()).reshape({-1, depth(), state_.size(3)}));
+  const Tensor local = entries.is_alias_of(entries_) ? entries.clone() : entries.to(device());
+  entries_.index_copy_(0, to, local.reshape({-1, depth(), state_.size(3)}));
 }
 
 int64_t TopKCache::hint_size() const { return state_.size(3) - int64_t{kStateHeader}; }
