@@ -6,6 +6,7 @@ from torch import Tensor
 
 torch_version: str
 has_cuda: bool
+state_header: int  # words in front of the hints of a state entry
 
 class TopKCache:
     def __init__(
@@ -34,6 +35,45 @@ class TopKCache:
         return_values: bool = False,
         return_stats: bool = False,
     ) -> Any: ...
+    def step_kv(
+        self,
+        scores: Tensor,
+        layer: int,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        page_table: Tensor | None = None,
+        page_size: int = 1,
+        offsets: Tensor | None = None,
+        row_to_request: Tensor | None = None,
+        windows_per_row: bool = False,
+        starts: Tensor | None = None,
+        next_n: int = 1,
+        compress_ratio: int = 1,
+        hint_offset: int = 0,
+        sorted: bool = False,
+        algorithm: str = "auto",
+    ) -> tuple[Tensor, Tensor]: ...
+    def step_difference(
+        self,
+        scores: Tensor,
+        layer: int,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        row_to_request: Tensor | None = None,
+        windows_per_row: bool = False,
+        starts: Tensor | None = None,
+        next_n: int = 1,
+        compress_ratio: int = 1,
+        hint_offset: int = 0,
+        sorted: bool = False,
+        algorithm: str = "auto",
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def seed(self, layer: int, slots: Tensor, indices: Tensor) -> None: ...
+    def remap(self, slots: Tensor, positions: Tensor) -> None: ...
+    def export_entries(self, slots: Tensor) -> Tensor: ...
+    def import_entries(self, slots: Tensor, entries: Tensor) -> None: ...
     def reset(self, slots: Tensor | None = None) -> None: ...
     def copy(self, src: Tensor, dst: Tensor) -> None: ...
     def commit(self, slots: Tensor, accepted: Tensor) -> None: ...

@@ -6,7 +6,8 @@
     >>> values, indices = gvr_topk.topk(scores, 2048)
     >>> values, indices = gvr_topk.topk(scores + 0.1, 2048, hint=indices)
 
-Stateful decoding: `TopKCache`. Telemetry: `explain`. Problems: `python -m gvr_topk env`.
+Stateful decoding: `TopKCache`. Page tables and ragged layouts: `topk_kv`. Telemetry: `explain`.
+Problems: `python -m gvr_topk env`.
 """
 
 from typing import TYPE_CHECKING
@@ -15,18 +16,22 @@ from ._version import __version__
 
 __all__ = [
     "Explanation",
+    "KvTopK",
     "Stats",
     "TopKCache",
+    "TopKDifference",
     "TopKResult",
     "__version__",
     "explain",
     "topk",
     "topk_indices",
+    "topk_kv",
 ]
 
 if TYPE_CHECKING:
     from .cache import TopKCache
     from .ops import TopKResult, explain, topk, topk_indices
+    from .serving import KvTopK, TopKDifference, topk_kv
     from .stats import Explanation, Stats
 else:
     try:
@@ -35,6 +40,7 @@ else:
         load()
         from .cache import TopKCache
         from .ops import TopKResult, explain, topk, topk_indices
+        from .serving import KvTopK, TopKDifference, topk_kv
         from .stats import Explanation, Stats
     except ImportError as error:
         # Kept for the first use, so that `python -m gvr_topk env` can explain a broken build.

@@ -45,6 +45,7 @@ class DeviceName(str, Enum):
 class AlgorithmName(str, Enum):
     auto = "auto"
     gvr = "gvr"
+    resident = "resident"
     stream = "stream"
     radix = "radix"
 

@@ -23,10 +23,13 @@ algorithm       "auto"    chosen from the shape and the device.
                 "gvr"     the paper's phases: guess a threshold from the hinted scores, verify it by
                           counting the row, collect the survivors, refine exactly. It continues as
                           "stream" where the guess cannot be corrected in a few counts.
+                "resident" the row stays in the shared memory of the CTAs that read it: one
+                          histogram, one ranking; takes no hint. As "stream" where the row does not
+                          fit, and on the CPU.
                 "stream"  one read of the row under a threshold that only rises.
                 "radix"   histogram passes over the row; takes no hint.
-                All give the same answer. "gvr" and "stream" answer as "radix" where k is too large
-                for their staging memory.
+                All give the same answer. "gvr", "resident" and "stream" answer as "radix" where k
+                is too large for their staging memory.
 
 The answer is a function of the row alone: the k best scores by (score descending, NaN largest,
 -0.0 equal to +0.0), the lowest index first among equals, in every batch, on every device, whatever

@@ -30,6 +30,7 @@ TUNINGS: dict[str, dict[str, int]] = {
     "8 slices": {"ctas_per_row": 8, "rank_capacity": 4},
     "8 slices, undershoot": {"ctas_per_row": 8, "force_undershoot": 1, "staging": 1},
     "16 slices": {"ctas_per_row": 16},
+    "large block": {"threads": 1024, "ctas_per_row": 2},
     "16 slices, verify once, tight": {
         "ctas_per_row": 16,
         "max_verify": 1,

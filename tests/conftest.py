@@ -28,7 +28,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(params=["auto", "gvr", "stream", "radix"])
+@pytest.fixture(params=["auto", "gvr", "resident", "stream", "radix"])
 def algorithm(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -13,7 +13,7 @@ import gvr_topk
 from gvr_topk.testing import tuning
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-ALGORITHMS = st.sampled_from(["auto", "gvr", "stream", "radix"])
+ALGORITHMS = st.sampled_from(["auto", "gvr", "resident", "stream", "radix"])
 TUNINGS = st.fixed_dictionaries(
     {
         "ctas_per_row": st.sampled_from([0, 1, 2, 4, 8, 16]),

@@ -14,12 +14,12 @@ enum class Algorithm : int32_t { kAuto = 0, kGvr = 1, kStream = 2, kRadix = 3, k
 
 // How a row was answered (column kStatPath of the telemetry).
 enum class Path : int32_t {
-  kEmpty = 0,   // no valid score
-  kShort = 1,   // n <= K: every valid index, nothing to select
-  kGvr = 2,     // guess, verify by whole-row counts, collect, refine
-  kStream = 3,  // guess, collect under a threshold that only rises, refine
-  kRadix = 4,   // histogram passes over the row, no hint
-  kResident = 5,  // row held in registers, one histogram; a second pass is the stream path
+  kEmpty = 0,     // no valid score
+  kShort = 1,     // n <= K: every valid index, nothing to select
+  kGvr = 2,       // guess, verify by whole-row counts, collect, refine
+  kStream = 3,    // guess, collect under a threshold that only rises, refine
+  kRadix = 4,     // histogram passes over the row, no hint
+  kResident = 5,  // row kept in shared memory, one histogram; two passes: ended as kStream
 };
 
 // Telemetry: one int32 row of kStatColumns per score row.
@@ -37,28 +37,64 @@ enum StatColumn : int32_t {
 
 // Header words in front of the hinted indices of one (layer, slot, draft) entry of the state.
 enum StateWord : int32_t {
-  kStateCount = 0,      // number of hinted indices that follow
+  kStateCount = 0,      // number of hinted indices that follow; -1 among them is a dropped one
   kStateThreshold = 1,  // binary32 bits of the K-th score when the entry was written
   kStateHits = 2,      // how many hinted positions of that step were part of the answer, -1 unknown
   kStateAccepted = 3,  // draft 0 only: which draft's entry is the hint of the next step
   kStateHeader = 4,
 };
 
+// Where the selected keys lie in the KV cache, see place_of in rows.h. Per request.
+struct KvPlacement {
+  int32_t* out = nullptr;  // [rows, k]; null: not wanted
+  int64_t out_stride = 0;
+  const void* offsets = nullptr;  // added to every position first; null: nothing
+  bool offsets_int64 = false;
+  const int32_t* page_table = nullptr;  // [requests, pages]; null: no paging
+  int64_t page_table_stride = 0;
+  int64_t pages = 0;
+  int32_t page_bits = 0;  // log2 of the page size
+};
+
+// How the answer differs from the one stored in the state. Needs state_hints >= k.
+struct Difference {
+  int32_t* entered = nullptr;  // [rows, k], -1 padded; null: not wanted
+  int32_t* left = nullptr;     // [rows, k], -1 padded
+  int32_t* counts = nullptr;   // [rows, 2]: how many entered, how many left
+};
+
+// What every row looks at comes first: a kernel's parameters travel through small caches.
 struct TopKParams {
   // Scores: row r starts at scores + r * score_stride elements; the last dimension is dense.
   const void* scores = nullptr;
-  ScoreType dtype = ScoreType::kFloat32;
-  int64_t rows = 0;
   int64_t score_stride = 0;
+  // Outputs, dense [rows, k] with the given row strides. values and stats may be null.
+  int32_t* indices = nullptr;
+  int64_t indices_stride = 0;
   int32_t n = 0;
   int32_t k = 0;
-
-  // Row windows, see rows.h. One entry per request (rows / next_n of them). Null: the whole row.
+  ScoreType dtype = ScoreType::kFloat32;
+  // Rows come in groups of next_n, one group per request; or group g belongs to request
+  // row_to_request[g], and a value outside [0, requests) makes its rows empty.
+  int32_t next_n = 1;
+  const void* row_to_request = nullptr;
+  // Row windows, see rows.h. One entry per request, or per group. Null: the whole row.
   const void* lengths = nullptr;
   const void* starts = nullptr;
+  // State of one layer: [state_slots, state_depth, kStateHeader + state_hints], in and out.
+  int32_t* state = nullptr;
+  void* values = nullptr;
+  int32_t* stats = nullptr;  // [rows, kStatColumns]
+  KvPlacement kv;
+
+  int64_t rows = 0;
+  int64_t values_stride = 0;
+  int64_t groups = 0;    // rows / next_n
+  int64_t requests = 0;  // read with row_to_request only
+  bool row_to_request_int64 = false;
   bool lengths_int64 = false;
   bool starts_int64 = false;
-  int32_t next_n = 1;
+  bool windows_per_group = false;
   int32_t compress_ratio = 1;
 
   // Hint: hint + (row / rows_per_hint) * hint_stride, hint_size indices. Null: none.
@@ -68,20 +104,15 @@ struct TopKParams {
   int32_t rows_per_hint = 1;
   int64_t hint_offset = 0;
 
-  // State of one layer: [state_slots, state_depth, kStateHeader + state_hints], in and out.
-  int32_t* state = nullptr;
-  const void* slots = nullptr;  // request -> slot; null: the identity
+  const void* slots = nullptr;  // request (or group) -> slot; null: the identity
   bool slots_int64 = false;
+  bool slots_per_group = false;
   int64_t state_slots = 0;
   int32_t state_depth = 1;
   int32_t state_hints = 0;
+  uint32_t hint_step = 0;  // make_hint_step(state_hints, k) in rows.h
 
-  // Outputs, dense [rows, k] with the given row strides. values and stats may be null.
-  int32_t* indices = nullptr;
-  void* values = nullptr;
-  int64_t indices_stride = 0;
-  int64_t values_stride = 0;
-  int32_t* stats = nullptr;  // [rows, kStatColumns]
+  Difference difference;
 
   bool sorted = false;
   Algorithm algorithm = Algorithm::kAuto;

@@ -33,11 +33,79 @@ bool hint_pays(const Shape& shape, int32_t ctas_per_row) {
   return ctas_per_row == 1 && shape.n >= 96 * 1024;
 }
 
+// Shape of the resident kernels: how many CTAs share a row, and how many threads each has.
+struct ResidentShape {
+  int32_t ctas_per_row;
+  int32_t threads;
+  int64_t slice;  // scores of one CTA
+};
+
+int64_t slice_scores(const Shape& shape, int32_t ctas) {
+  const int64_t even = (shape.n + int64_t{ctas} - 1) / ctas;
+  return ctas == 1 ? even : (even + 63) / 64 * 64;
+}
+
+int64_t most_resident_scores(int32_t threads) { return int64_t{kResidentScores} * threads; }
+
+// Half the SMs are enough to hide the memory's latency, and small clusters start sooner; a row of
+// fewer than two slices of 4K gains nothing from a second CTA. More CTAs only where slices would
+// otherwise need the large block. benchmarks/NOTES.md, "Rows in shared memory".
+ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
+  constexpr int64_t kLeastSlice = 2048;
+  const int64_t rows = std::max<int64_t>(shape.rows, 1);
+  const int32_t limit = std::max(std::min(device.max_cluster, kMaxCluster), 1);
+  const int64_t by_length = shape.n < 4 * kLeastSlice ? 1 : shape.n / kLeastSlice;
+  const int64_t wanted = std::min(device.sm_count / 2 / rows, by_length);
+  int32_t ctas = std::min(floor_power_of_two(std::max<int64_t>(wanted, 1)), limit);
+  while (2 * ctas <= limit && 2 * ctas * rows <= device.sm_count &&
+         slice_scores(shape, ctas) > most_resident_scores(kSmallBlock)) {
+    ctas *= 2;
+  }
+  if (tuning.ctas_per_row > 0) ctas = std::min(floor_power_of_two(tuning.ctas_per_row), limit);
+  const int64_t slice = slice_scores(shape, ctas);
+  // Alone on its SM a row is served best by a large block; two small ones overlap better.
+  const bool alone = ctas == 1 && rows <= device.sm_count && shape.n >= 2 * kLeastSlice;
+  int32_t threads = alone || slice > most_resident_scores(kSmallBlock) ? kLargeBlock : kSmallBlock;
+  if (tuning.threads > 0) threads = tuning.threads <= kSmallBlock ? kSmallBlock : kLargeBlock;
+  return {ctas, threads, slice};
+}
+
+// Bytes of shared memory beside the slice: the histogram, those of the other CTAs, what is ranked.
+int64_t resident_fixed_bytes(const ResidentShape& resident) {
+  const int64_t merged =
+      resident.ctas_per_row > 1 ? int64_t{2} * kMaxCluster * resident.threads : 0;
+  return merged + int64_t{4} * resident.threads + 4096;
+}
+
+bool resident_fits(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
+  if (resident.slice > most_resident_scores(resident.threads)) return false;
+  const int64_t score_bytes = shape.dtype == ScoreType::kFloat32 ? 4 : 2;
+  const int64_t per_thread = (resident.slice * score_bytes + int64_t{16} * resident.threads - 1) /
+                             (int64_t{16} * resident.threads);
+  return int64_t{16} * resident.threads * per_thread + resident_fixed_bytes(resident) <=
+         device.shared_bytes_per_block;
+}
+
+// A second wave of large blocks costs more than reading the row in pieces.
+bool resident_pays(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
+  return resident.threads == kSmallBlock && resident.ctas_per_row == 1
+             ? true
+             : shape.rows * resident.ctas_per_row <= device.sm_count;
+}
+
 }  // namespace
 
 Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
   Plan plan{};
-  plan.family = shape.algorithm == Algorithm::kAuto ? Algorithm::kStream : shape.algorithm;
+  const ResidentShape resident = choose_resident(shape, device, tuning);
+  plan.family = shape.algorithm;
+  if (shape.algorithm == Algorithm::kAuto) {
+    plan.family =
+        resident_pays(shape, resident, device) ? Algorithm::kResident : Algorithm::kStream;
+  }
+  if (plan.family == Algorithm::kResident && !resident_fits(shape, resident, device)) {
+    plan.family = Algorithm::kStream;
+  }
 
   // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new
   // ones.
@@ -57,10 +125,17 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   plan.ctas_per_row = plan.family == Algorithm::kRadix
                           ? 1
                           : std::min(floor_power_of_two(wanted), std::max(limit, 1));
+  if (plan.family == Algorithm::kResident) {
+    plan.ctas_per_row = resident.ctas_per_row;
+    plan.threads = resident.threads;
+    plan.slice = static_cast<int32_t>(resident.slice);
+  }
   plan.chunk = tuning.chunk > 0 ? tuning.chunk : 64 * 1024;
   plan.rank_capacity = tuning.rank_capacity > 0 ? std::min(tuning.rank_capacity, 256) : 256;
   plan.max_verify = tuning.max_verify > 0 ? tuning.max_verify : 6;
-  plan.use_hint = shape.has_hint && tuning.ignore_hint == 0 &&
+  plan.overlaps = device.capability >= 90;
+  plan.use_hint = shape.has_hint && plan.family != Algorithm::kResident &&
+                  plan.family != Algorithm::kRadix && tuning.ignore_hint == 0 &&
                   (shape.algorithm != Algorithm::kAuto || hint_pays(shape, plan.ctas_per_row));
   plan.force_undershoot = tuning.force_undershoot != 0;
   return plan;
@@ -77,17 +152,20 @@ const char* algorithm_name(Algorithm algorithm) {
     case Algorithm::kGvr: return "gvr";
     case Algorithm::kStream: return "stream";
     case Algorithm::kRadix: return "radix";
+    case Algorithm::kResident: return "resident";
   }
   return "unknown";
 }
 
 Algorithm algorithm_from_name(const char* name) {
   const std::string given(name);
-  for (Algorithm a : {Algorithm::kAuto, Algorithm::kGvr, Algorithm::kStream, Algorithm::kRadix}) {
+  for (Algorithm a : {Algorithm::kAuto, Algorithm::kGvr, Algorithm::kStream, Algorithm::kRadix,
+                      Algorithm::kResident}) {
     if (given == algorithm_name(a)) return a;
   }
   throw std::invalid_argument("algorithm: got \"" + given +
-                              "\", need \"auto\", \"gvr\", \"stream\" or \"radix\"");
+                              "\", need \"auto\", \"gvr\", \"resident\", \"stream\" or "
+                              "\"radix\"");
 }
 
 }  // namespace gvr

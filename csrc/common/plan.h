@@ -30,6 +30,7 @@ struct DeviceInfo {
 // row takes, never the answer.
 struct Tuning {
   int32_t ctas_per_row = 0;      // power of two, clamped to the device's cluster limit
+  int32_t threads = 0;           // per CTA of kResident: up to 512, or more
   int32_t staging = 0;           // survivors that one CTA (or CPU slice) can hold
   int32_t chunk = 0;             // scores between two looks at the staging area
   int32_t rank_capacity = 0;     // crossing-bin size up to which the exact ranking is direct
@@ -45,8 +46,8 @@ struct Plan {
   int32_t chunk;         // scores per CTA between two looks at the staging area
   int32_t rank_capacity;
   int32_t max_verify;
-  int32_t threads;  // per CTA of kResident
-  int32_t vectors;  // 16-byte vectors per thread of kResident
+  int32_t threads;  // kResident: per CTA
+  int32_t slice;    // kResident: most scores of one CTA
   bool use_hint;
   bool overlaps;  // may start before the kernel in front of it has ended
   bool force_undershoot;
@@ -54,6 +55,9 @@ struct Plan {
 
 inline constexpr int32_t kMaxCluster = 16;      // non-portable cluster size of sm_90 and later
 inline constexpr int32_t kThreads = 256;        // per CTA of kGvr and kStream
+inline constexpr int32_t kSmallBlock = 512;     // per CTA of kResident
+inline constexpr int32_t kLargeBlock = 1024;    // the same for rows that are alone, or long
+inline constexpr int32_t kResidentScores = 32;  // per thread of kResident: bits of a mask
 inline constexpr int32_t kMaxStagedK = 8192;    // a larger K is answered by kRadix
 inline constexpr int32_t kMaxFusedSort = 4096;  // a larger K is sorted by ATen on the GPU
 

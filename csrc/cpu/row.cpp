@@ -296,13 +296,16 @@ void RowSelector::count_hits(const Call& call) {
 void RowSelector::write_state(const Call& call, int32_t found) {
   const TopKParams& p = call.params;
   int32_t* entry = row_state(p, row_).entry;
-  const int32_t stored = std::min(found, p.state_hints);
+  const int32_t stored = hint_count(p, found);
   // A short row has no k-th score: everything of it is admitted.
   const float threshold = key_to_float(view_.window.size() <= p.k ? kKeyMinusInf : cut_.key);
   entry[kStateHits] = hint_.size > 0 ? stats_[kStatHintHits] : -1;
   entry[kStateCount] = stored;
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(threshold));
-  std::copy_n(indices_, stored, entry + kStateHeader);
+  for (int32_t i = 0; i < found; ++i) {
+    const int32_t at = hint_at(p, static_cast<uint32_t>(i));
+    if (at >= 0) entry[kStateHeader + at] = indices_[i];
+  }
 }
 
 void RowSelector::trim() {

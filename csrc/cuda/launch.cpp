@@ -11,17 +11,17 @@ namespace {
 template <ScoreType kType>
 cudaError_t launch_typed(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
+  TopKParams selection = params;
+  if (params.sorted) selection.kv.out = nullptr;  // the sort places the keys in their final order
   switch (plan.family) {
-    case Algorithm::kGvr: error = launch_gvr<kType>(params, plan, stream); break;
-    case Algorithm::kResident: error = launch_resident<kType>(params, plan, stream); break;
-    case Algorithm::kRadix: error = launch_radix<kType>(params, stream); break;
-    default: error = launch_stream<kType>(params, plan, stream); break;
-  }
-  // Telemetry compares the answer with the old hint before the sort changes anything.
-  if (error == cudaSuccess && params.stats != nullptr) {
-    error = launch_telemetry<kType>(params, stream);
+    case Algorithm::kGvr: error = launch_gvr<kType>(selection, plan, stream); break;
+    case Algorithm::kResident: error = launch_resident<kType>(selection, plan, stream); break;
+    case Algorithm::kRadix: error = launch_radix<kType>(selection, stream); break;
+    default: error = launch_stream<kType>(selection, plan, stream); break;
   }
   if (error == cudaSuccess && params.sorted) error = launch_sort<kType>(params, stream);
+  const bool compares = params.stats != nullptr || params.difference.entered != nullptr;
+  if (error == cudaSuccess && compares) error = launch_compare<kType>(params, stream);
   return error;
 }
 

@@ -13,7 +13,7 @@ namespace gvr::cuda {
 const DeviceInfo& device_info(int device);
 
 // Enqueues everything that the call needs on `stream` of the current device: the selection, then
-// rank order and telemetry where asked for. Allocates nothing and never waits.
+// rank order, telemetry and differences where asked for. Allocates nothing and never waits.
 cudaError_t launch_topk(const TopKParams& params, const Plan& plan, cudaStream_t stream);
 
 // One dtype each, in instances/, so that builds run in parallel.
@@ -28,6 +28,6 @@ cudaError_t launch_radix(const TopKParams& params, cudaStream_t stream);
 template <ScoreType kType>
 cudaError_t launch_sort(const TopKParams& params, cudaStream_t stream);
 template <ScoreType kType>
-cudaError_t launch_telemetry(const TopKParams& params, cudaStream_t stream);
+cudaError_t launch_compare(const TopKParams& params, cudaStream_t stream);
 
 }  // namespace gvr::cuda

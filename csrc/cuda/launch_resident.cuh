@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launch of the resident kernels: one instance for every block size and length of slice.
+// Launch of the resident kernels: one instance for every block size.
 #pragma once
 
 #include <algorithm>
@@ -9,31 +9,26 @@
 
 namespace gvr::cuda {
 
-template <ScoreType kType, int kThreads, int kVectors>
-cudaError_t launch_resident_shape(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
+template <ScoreType kType, int kThreads>
+cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
   const bool cluster = plan.ctas_per_row > 1;
+  constexpr int kScoresPerRound = kThreads * Element<kType>::kPerVector;
+  const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
+  const size_t slice_bytes = size_t{16} * kThreads * rounds;
   // A row that falls back needs the stream phases' layout.
-  const size_t bytes = std::max(resident_shared_bytes<kThreads>(cluster),
+  const size_t bytes = std::max(resident_slice_offset<kThreads>(cluster) + slice_bytes,
                                 shared_bytes(plan.staging, Config::kThreads, cluster));
-  return launch_rows<resident_kernel<kType, false, kThreads, kVectors>,
-                     resident_kernel<kType, true, kThreads, kVectors>>(params, plan, kThreads, bytes,
-                                                                       stream);
+  return launch_rows<resident_kernel<kType, false, kThreads>,
+                     resident_kernel<kType, true, kThreads>>(params, plan, kThreads, bytes, stream);
 }
 
 #define GVR_INSTANTIATE_RESIDENT(kType) \
   template <> \
   cudaError_t launch_resident<kType>(const TopKParams& params, const Plan& plan, \
                                      cudaStream_t stream) { \
-    const int shape = plan.threads * 16 + plan.vectors; \
-    switch (shape) { \
-      case 1024 * 16 + 1: return launch_resident_shape<kType, 1024, 1>(params, plan, stream); \
-      case 1024 * 16 + 2: return launch_resident_shape<kType, 1024, 2>(params, plan, stream); \
-      case 1024 * 16 + 4: return launch_resident_shape<kType, 1024, 4>(params, plan, stream); \
-      case 512 * 16 + 2: return launch_resident_shape<kType, 512, 2>(params, plan, stream); \
-      case 512 * 16 + 4: return launch_resident_shape<kType, 512, 4>(params, plan, stream); \
-      case 256 * 16 + 4: return launch_resident_shape<kType, 256, 4>(params, plan, stream); \
-    } \
-    return cudaErrorInvalidValue; \
+    return plan.threads == kSmallBlock \
+               ? launch_resident_block<kType, kSmallBlock>(params, plan, stream) \
+               : launch_resident_block<kType, kLargeBlock>(params, plan, stream); \
   }
 
 }  // namespace gvr::cuda

@@ -33,15 +33,15 @@ cudaError_t launch_sort(const TopKParams& params, cudaStream_t stream) {
 }
 
 template <ScoreType kType>
-cudaError_t launch_telemetry(const TopKParams& params, cudaStream_t stream) {
-  telemetry_kernel<kType>
-      <<<static_cast<unsigned>(params.rows), Config::kSortThreads, 0, stream>>>(params);
+cudaError_t launch_compare(const TopKParams& params, cudaStream_t stream) {
+  compare_kernel<kType>
+      <<<static_cast<unsigned>(params.groups), Config::kSortThreads, 0, stream>>>(params);
   return cudaGetLastError();
 }
 
 #define GVR_INSTANTIATE_SIMPLE(kType) \
   template cudaError_t launch_radix<kType>(const TopKParams&, cudaStream_t); \
   template cudaError_t launch_sort<kType>(const TopKParams&, cudaStream_t); \
-  template cudaError_t launch_telemetry<kType>(const TopKParams&, cudaStream_t);
+  template cudaError_t launch_compare<kType>(const TopKParams&, cudaStream_t);
 
 }  // namespace gvr::cuda

@@ -8,8 +8,10 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 
 #include "../common/plan.h"
+#include "../common/rows.h"
 
 namespace gvr {
 namespace {
@@ -23,16 +25,32 @@ void check_device(const at::Tensor& tensor, const at::Tensor& scores, const char
                     ", need the device of scores (", scores.device(), ")");
 }
 
-// 1-D int32/int64 tensor with one entry per request -> dense pointer owned by `call`.
+// `size` entries are one per request. Without row_to_request there is one request per group of
+// rows; with it, the first tensor that has an entry per request says how many requests there are.
+void check_requests(CheckedCall& call, int64_t size, at::IntArrayRef shape, const char* name) {
+  const TopKParams& p = call.params;
+  if (!call.has_map) {
+    TORCH_CHECK_VALUE(size == p.groups, name, ": got shape ", shape, ", need [", p.groups,
+                      "] (rows / next_n = ", p.rows, " / ", p.next_n, ")");
+    return;
+  }
+  if (call.requests < 0) call.requests = call.params.requests = size;
+  TORCH_CHECK_VALUE(size == call.requests, name, ": got shape ", shape, ", need ", call.requests,
+                    " requests, as the other arguments of the call have");
+}
+
+// 1-D int32/int64 tensor with one entry per request, or per group of rows -> dense pointer owned by
+// `call`.
 const void* check_counts(CheckedCall& call, const at::Tensor& scores, const at::Tensor& counts,
-                         const char* name, bool& is_int64) {
-  const int64_t requests = call.params.rows / call.params.next_n;
+                         const char* name, bool& is_int64, bool per_group = false) {
+  const TopKParams& p = call.params;
   TORCH_CHECK_TYPE(is_count_dtype(counts.scalar_type()), name, ": got dtype ", counts.scalar_type(),
                    ", need torch.int32 or torch.int64");
   check_device(counts, scores, name);
-  TORCH_CHECK_VALUE(counts.dim() == 1 && counts.size(0) == requests, name, ": got shape ",
-                    counts.sizes(), ", need [", requests, "] (rows / next_n = ", call.params.rows,
-                    " / ", call.params.next_n, ")");
+  TORCH_CHECK_VALUE(counts.dim() == 1 && (!per_group || counts.size(0) == p.groups), name,
+                    ": got shape ", counts.sizes(), ", need [", p.groups,
+                    "] (rows / next_n = ", p.rows, " / ", p.next_n, ")");
+  if (!per_group) check_requests(call, counts.size(0), counts.sizes(), name);
   is_int64 = counts.scalar_type() == at::kLong;
   call.tensors.push_back({name, counts});
   call.owners.push_back(counts.contiguous());
@@ -57,6 +75,28 @@ int64_t count_rows(const at::Tensor& scores) {
                       scores.sizes(), ", need fewer than 2^63 rows");
   }
   return rows;
+}
+
+// Every slot exists, negative ones apart, which are padding; and no two requests that have valid
+// scores share one. The slots are host memory.
+void check_slot_values(const CheckedCall& call) {
+  const TopKParams& p = call.params;
+  const int64_t requests = call.has_map ? call.requests : p.groups;
+  for (int64_t i = 0; i < requests; ++i) {
+    const int64_t slot = load_count(p.slots, p.slots_int64, i);
+    TORCH_CHECK_INDEX(slot < p.state_slots, "slots: got ", slot, " at position ", i,
+                      ", need slots < ", p.state_slots, " (negative for padding)");
+  }
+  if (requests < 2) return;
+  std::unordered_map<int64_t, int64_t> owners;
+  for (int64_t group = 0; group < p.groups; ++group) {
+    const int64_t slot = group_slot(p, group);
+    if (slot < 0 || !group_takes_slot(p, group, slot)) continue;
+    const int64_t request = group_request(p, group);
+    const int64_t owner = owners.emplace(slot, request).first->second;
+    TORCH_CHECK_VALUE(owner == request, "slots: got slot ", slot, " for requests ", owner, " and ",
+                      request, ", need a slot of its own for each");
+  }
 }
 
 // Whether the address ranges that two tensors span intersect.
@@ -108,6 +148,7 @@ CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
   p.n = static_cast<int32_t>(n);
   p.k = static_cast<int32_t>(a.k);
   p.next_n = static_cast<int32_t>(a.next_n);
+  p.groups = p.rows / p.next_n;
   p.compress_ratio = static_cast<int32_t>(a.compress_ratio);
   p.hint_offset = a.hint_offset;
   p.sorted = a.sorted;
@@ -116,10 +157,19 @@ CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
-  if (a.lengths) {
-    p.lengths = check_counts(call, a.scores, *a.lengths, "lengths", p.lengths_int64);
+  if (a.row_to_request != nullptr && *a.row_to_request) {
+    p.row_to_request = check_counts(call, a.scores, **a.row_to_request, "row_to_request",
+                                    p.row_to_request_int64, /*per_group=*/true);
+    call.has_map = true;
   }
-  if (a.starts) p.starts = check_counts(call, a.scores, *a.starts, "starts", p.starts_int64);
+  p.windows_per_group = a.windows_per_row;
+  if (a.lengths) {
+    p.lengths =
+        check_counts(call, a.scores, *a.lengths, "lengths", p.lengths_int64, a.windows_per_row);
+  }
+  if (a.starts) {
+    p.starts = check_counts(call, a.scores, *a.starts, "starts", p.starts_int64, a.windows_per_row);
+  }
 
   call.tensors.push_back({"scores", a.scores});
   call.owners.push_back(as_rows(a.scores, p.rows));
@@ -133,18 +183,17 @@ CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
 void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTensor& hint) {
   if (!hint) return;
   TopKParams& p = call.params;
-  const int64_t requests = p.rows / p.next_n;
   TORCH_CHECK_TYPE(hint->scalar_type() == at::kInt, "hint: got dtype ", hint->scalar_type(),
                    ", need torch.int32");
   check_device(*hint, scores, "hint");
   TORCH_CHECK_VALUE(hint->dim() == scores.dim() || hint->dim() == 2, "hint: got ", hint->dim(),
                     " dimensions, need ", scores.dim(), " (as scores) or 2");
   const int64_t hint_rows = count_rows(*hint);
-  TORCH_CHECK_VALUE(hint_rows == p.rows || hint_rows == requests, "hint: got ", hint_rows,
+  TORCH_CHECK_VALUE(hint_rows == p.rows || hint_rows == p.groups, "hint: got ", hint_rows,
                     " rows (shape ", hint->sizes(), "), need ", p.rows,
-                    requests == p.rows
+                    p.groups == p.rows
                         ? std::string()
-                        : " (one per row) or " + std::to_string(requests) + " (one per request)");
+                        : " (one per row) or " + std::to_string(p.groups) + " (one per request)");
   TORCH_CHECK_VALUE(hint->size(-1) <= kInt32Max, "hint: got rows of ", hint->size(-1),
                     " indices, need at most 2^31 - 1");
   if (hint->size(-1) == 0 || p.rows == 0) return;
@@ -160,7 +209,6 @@ void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTenso
 void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& state,
                  int64_t layer, const OptionalTensor& slots) {
   TopKParams& p = call.params;
-  const int64_t requests = p.rows / p.next_n;
   TORCH_CHECK_TYPE(state.scalar_type() == at::kInt, "state: got dtype ", state.scalar_type(),
                    ", need torch.int32");
   check_device(state, scores, "state");
@@ -173,17 +221,64 @@ void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& 
                     ", need 0 <= layer < ", state.size(0));
   TORCH_CHECK_VALUE(p.next_n <= state.size(2), "next_n: got ", p.next_n,
                     ", need at most the depth of the state (", state.size(2), ")");
-  if (slots) {
-    p.slots = check_counts(call, scores, *slots, "slots", p.slots_int64);
-  } else {
-    TORCH_CHECK_VALUE(requests <= state.size(1), "slots: got None for ", requests,
-                      " requests, need a tensor of slots, or at most ", state.size(1),
-                      " requests (the slots of the state)");
-  }
   p.state_slots = state.size(1);
   p.state_depth = static_cast<int32_t>(state.size(2));
   p.state_hints = static_cast<int32_t>(state.size(3)) - int32_t{kStateHeader};
+  TORCH_CHECK_VALUE(p.k >= p.state_hints, "k: got ", p.k,
+                    ", need at least the hint_size of the state (", p.state_hints, ")");
+  p.hint_step = make_hint_step(p.state_hints, p.k);
   p.state = state.mutable_data_ptr<int32_t>() + layer * state.stride(0);
+  if (slots) {
+    p.slots = check_counts(call, scores, *slots, "slots", p.slots_int64);
+    if (scores.is_cpu() && p.rows > 0) check_slot_values(call);
+    return;
+  }
+  if (call.has_map && call.requests < 0) call.requests = p.requests = p.state_slots;
+  const int64_t requests = call.has_map ? call.requests : p.groups;
+  TORCH_CHECK_VALUE(requests <= p.state_slots, "slots: got None for ", requests,
+                    " requests, need a tensor of slots, or at most ", p.state_slots,
+                    " requests (the slots of the state)");
+}
+
+void check_placement(CheckedCall& call, const at::Tensor& scores,
+                     const PlacementArguments& placement) {
+  KvPlacement& kv = call.params.kv;
+  const int64_t size = placement.page_size;
+  TORCH_CHECK_VALUE(size >= 1 && size <= kInt32Max && (size & (size - 1)) == 0, "page_size: got ",
+                    size, ", need a power of two below 2^31");
+  if (placement.page_table) {
+    const at::Tensor& table = *placement.page_table;
+    TORCH_CHECK_TYPE(table.scalar_type() == at::kInt, "page_table: got dtype ", table.scalar_type(),
+                     ", need torch.int32");
+    check_device(table, scores, "page_table");
+    TORCH_CHECK_VALUE(table.dim() == 2 && table.size(1) >= 1, "page_table: got shape ",
+                      table.sizes(), ", need [requests, pages] with at least one page");
+    check_requests(call, table.size(0), table.sizes(), "page_table");
+    call.tensors.push_back({"page_table", table});
+    call.owners.push_back(as_rows(table, table.size(0)));
+    const at::Tensor& rows = call.owners.back();
+    kv.page_table = rows.const_data_ptr<int32_t>();
+    kv.page_table_stride = rows.size(0) > 1 ? rows.stride(0) : 0;
+    kv.pages = rows.size(1);
+    while ((int64_t{1} << kv.page_bits) < size) ++kv.page_bits;
+  } else {
+    TORCH_CHECK_VALUE(size == 1, "page_size: got ", size, " without a page_table, need both");
+  }
+  if (placement.offsets) {
+    kv.offsets = check_counts(call, scores, *placement.offsets, "offsets", kv.offsets_int64);
+  }
+}
+
+void check_difference(const CheckedCall& call) {
+  const TopKParams& p = call.params;
+  TORCH_CHECK_VALUE(p.state_hints == p.k, "state: got a hint_size of ", p.state_hints,
+                    ", need one of k (", p.k, "): a difference needs the whole previous answer");
+}
+
+void check_map_is_used(const CheckedCall& call) {
+  TORCH_CHECK_VALUE(!call.has_map || call.requests >= 0,
+                    "row_to_request: got a map without anything per request, need page_table, "
+                    "offsets, slots, lengths or starts with an entry per request");
 }
 
 void check_output(CheckedCall& call, const at::Tensor& scores, const at::Tensor& out,
@@ -214,19 +309,24 @@ void check_no_gradient(const at::Tensor& scores, const char* op, const char* rem
                     " got a tensor that requires grad, and its values carry none; need ", remedy);
 }
 
-void attach_outputs(CheckedCall& call, const at::Tensor& values, const at::Tensor& indices,
-                    const at::Tensor& stats) {
+void attach_outputs(CheckedCall& call, const Outputs& outputs) {
   TopKParams& p = call.params;
   const auto row_stride = [&p](const at::Tensor& t) {
     return p.rows > 1 ? (t.dim() == 2 ? t.stride(0) : int64_t{p.k}) : int64_t{0};
   };
-  p.indices = indices.mutable_data_ptr<int32_t>();
-  p.indices_stride = row_stride(indices);
-  if (values.defined()) {
-    p.values = values.mutable_data_ptr();
-    p.values_stride = row_stride(values);
+  const auto data = [](const at::Tensor& t) {
+    return t.defined() ? t.mutable_data_ptr<int32_t>() : nullptr;
+  };
+  p.indices = data(outputs.indices);
+  p.indices_stride = row_stride(outputs.indices);
+  if (outputs.values.defined()) {
+    p.values = outputs.values.mutable_data_ptr();
+    p.values_stride = row_stride(outputs.values);
   }
-  if (stats.defined()) p.stats = stats.mutable_data_ptr<int32_t>();
+  p.stats = data(outputs.stats);
+  p.kv.out = data(outputs.kv_indices);
+  if (outputs.kv_indices.defined()) p.kv.out_stride = row_stride(outputs.kv_indices);
+  p.difference = {data(outputs.entered), data(outputs.left), data(outputs.counts)};
 }
 
 }  // namespace gvr

@@ -26,6 +26,16 @@ struct TopKArguments {
   int64_t hint_offset;
   bool sorted;
   std::string_view algorithm;
+  // Null where the operator has no such argument.
+  const OptionalTensor* row_to_request = nullptr;
+  bool windows_per_row = false;
+};
+
+// Where the selected keys lie, as the schema has it.
+struct PlacementArguments {
+  const OptionalTensor& page_table;
+  int64_t page_size;
+  const OptionalTensor& offsets;
 };
 
 struct NamedTensor {
@@ -37,6 +47,8 @@ struct NamedTensor {
 // the input pointers refer to.
 struct CheckedCall {
   TopKParams params;
+  bool has_map = false;               // row_to_request was given
+  int64_t requests = -1;              // with a map: unknown until something is per request
   std::vector<NamedTensor> tensors;   // arguments that outputs must not overlap
   std::vector<int64_t> output_shape;  // scores' leading dimensions, then k
   std::vector<at::Tensor> owners;
@@ -46,8 +58,19 @@ CheckedCall check_arguments(const TopKArguments& arguments, at::DeviceType backe
 
 void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTensor& hint);
 
+// A slot beyond the state, or one that two requests of the call name, is an error where the host
+// can see it: on the CPU.
 void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& state,
                  int64_t layer, const OptionalTensor& slots);
+
+void check_placement(CheckedCall& call, const at::Tensor& scores,
+                     const PlacementArguments& placement);
+
+// The state holds whole answers, as a difference needs them.
+void check_difference(const CheckedCall& call);
+
+// After the checks above: row_to_request leads to something.
+void check_map_is_used(const CheckedCall& call);
 
 // `out` as given by the caller: of the right kind, since it is never resized or reallocated, and
 // with memory of its own.
@@ -57,8 +80,13 @@ void check_output(CheckedCall& call, const at::Tensor& scores, const at::Tensor&
 // Errors where a gradient would be lost without a word.
 void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy);
 
-// Attach output tensors to the parameters. `values` and `stats` may be undefined.
-void attach_outputs(CheckedCall& call, const at::Tensor& values, const at::Tensor& indices,
-                    const at::Tensor& stats);
+// What a call writes; what is undefined was not asked for.
+struct Outputs {
+  at::Tensor indices, values, stats;
+  at::Tensor kv_indices;
+  at::Tensor entered, left, counts;
+};
+
+void attach_outputs(CheckedCall& call, const Outputs& outputs);
 
 }  // namespace gvr

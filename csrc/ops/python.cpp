@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "../common/params.h"
 #include "../common/plan.h"
 #include "topk_cache.h"
 
@@ -19,6 +20,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 constexpr std::pair<const char*, int32_t Tuning::*> kTuningFields[] = {
     {"ctas_per_row", &Tuning::ctas_per_row},
+    {"threads", &Tuning::threads},
     {"staging", &Tuning::staging},
     {"chunk", &Tuning::chunk},
     {"rank_capacity", &Tuning::rank_capacity},
@@ -74,11 +76,14 @@ py::dict plan_dict(int64_t rows, int32_t n, int32_t k, at::ScalarType dtype, boo
   py::dict result;
   result["family"] = algorithm_name(plan.family);
   result["ctas_per_row"] = plan.ctas_per_row;
+  result["threads"] = plan.threads;
+  result["slice"] = plan.slice;
   result["staging"] = plan.staging;
   result["chunk"] = plan.chunk;
   result["rank_capacity"] = plan.rank_capacity;
   result["max_verify"] = plan.max_verify;
   result["use_hint"] = plan.use_hint;
+  result["overlaps"] = plan.overlaps;
   result["force_undershoot"] = plan.force_undershoot;
   return result;
 }
@@ -99,6 +104,38 @@ py::object step(const TopKCache& cache, const at::Tensor& scores, int64_t layer,
   return py::cast(without_gil(&TopKCache::step));
 }
 
+py::tuple step_kv(const TopKCache& cache, const at::Tensor& scores, int64_t layer,
+                  const OptionalTensor& slots, const OptionalTensor& lengths,
+                  const OptionalTensor& page_table, int64_t page_size,
+                  const OptionalTensor& offsets, const OptionalTensor& row_to_request,
+                  bool windows_per_row, const OptionalTensor& starts, int64_t next_n,
+                  int64_t compress_ratio, int64_t hint_offset, bool sorted,
+                  const std::string& algorithm) {
+  const TopKCache::KvOptions kv{page_table, page_size, offsets, {row_to_request, windows_per_row}};
+  const TopKCache::StepOptions options{starts,      next_n, compress_ratio,
+                                       hint_offset, sorted, algorithm};
+  const auto result = [&] {
+    py::gil_scoped_release release;
+    return cache.step_kv(scores, layer, slots, lengths, kv, options);
+  }();
+  return py::cast(result);
+}
+
+py::tuple step_difference(const TopKCache& cache, const at::Tensor& scores, int64_t layer,
+                          const OptionalTensor& slots, const OptionalTensor& lengths,
+                          const OptionalTensor& row_to_request, bool windows_per_row,
+                          const OptionalTensor& starts, int64_t next_n, int64_t compress_ratio,
+                          int64_t hint_offset, bool sorted, const std::string& algorithm) {
+  const TopKCache::StepOptions options{starts,      next_n, compress_ratio,
+                                       hint_offset, sorted, algorithm};
+  const auto result = [&] {
+    py::gil_scoped_release release;
+    return cache.step_difference(scores, layer, slots, lengths, {row_to_request, windows_per_row},
+                                 options);
+  }();
+  return py::cast(result);
+}
+
 void bind_cache(py::module_& m) {
   using NoGil = py::call_guard<py::gil_scoped_release>;
   py::class_<TopKCache>(m, "TopKCache")
@@ -114,6 +151,23 @@ void bind_cache(py::module_& m) {
            py::arg("next_n") = 1, py::arg("compress_ratio") = 1, py::arg("hint_offset") = 0,
            py::arg("sorted") = false, py::arg("algorithm") = "auto",
            py::arg("return_values") = false, py::arg("return_stats") = false)
+      .def("step_kv", &step_kv, py::arg("scores"), py::arg("layer"), py::arg("slots") = py::none(),
+           py::arg("lengths") = py::none(), py::kw_only(), py::arg("page_table") = py::none(),
+           py::arg("page_size") = 1, py::arg("offsets") = py::none(),
+           py::arg("row_to_request") = py::none(), py::arg("windows_per_row") = false,
+           py::arg("starts") = py::none(), py::arg("next_n") = 1, py::arg("compress_ratio") = 1,
+           py::arg("hint_offset") = 0, py::arg("sorted") = false, py::arg("algorithm") = "auto")
+      .def("step_difference", &step_difference, py::arg("scores"), py::arg("layer"),
+           py::arg("slots") = py::none(), py::arg("lengths") = py::none(), py::kw_only(),
+           py::arg("row_to_request") = py::none(), py::arg("windows_per_row") = false,
+           py::arg("starts") = py::none(), py::arg("next_n") = 1, py::arg("compress_ratio") = 1,
+           py::arg("hint_offset") = 0, py::arg("sorted") = false, py::arg("algorithm") = "auto")
+      .def("seed", &TopKCache::seed, py::arg("layer"), py::arg("slots"), py::arg("indices"),
+           NoGil())
+      .def("remap", &TopKCache::remap, py::arg("slots"), py::arg("positions"), NoGil())
+      .def("export_entries", &TopKCache::export_entries, py::arg("slots"), NoGil())
+      .def("import_entries", &TopKCache::import_entries, py::arg("slots"), py::arg("entries"),
+           NoGil())
       .def("reset", &TopKCache::reset, py::arg("slots") = py::none(), NoGil())
       .def("copy", &TopKCache::copy, py::arg("src"), py::arg("dst"), NoGil())
       .def("commit", &TopKCache::commit, py::arg("slots"), py::arg("accepted"), NoGil())
@@ -138,6 +192,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  m.attr("state_header") = static_cast<int32_t>(gvr::kStateHeader);
   gvr::bind_cache(m);
   m.def("get_tuning", &gvr::get_tuning);
   m.def("set_tuning", &gvr::set_tuning);

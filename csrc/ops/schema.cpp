@@ -11,15 +11,27 @@ constexpr const char* kWindow =
     "Tensor? lengths=None, Tensor? starts=None, int next_n=1, int compress_ratio=1, "
     "int hint_offset=0, bool sorted=False, str algorithm=\"auto\"";
 
+// What a server adds, see gvr_topk/serving.py. The map makes the arguments above, slots, offsets
+// and the page table one per request where a request has many rows.
+constexpr const char* kRequests = "Tensor? row_to_request=None, bool windows_per_row=False, ";
+constexpr const char* kPlacement =
+    "Tensor? page_table=None, int page_size=1, Tensor? offsets=None, ";
+
 std::string stateless(const std::string& name, const std::string& outputs,
                       const std::string& result) {
   return name + "(Tensor scores, int k, *, Tensor? hint=None, " + kWindow + outputs + ") -> " +
          result;
 }
 
-std::string stateful(const std::string& name, const std::string& result) {
+std::string stateful(const std::string& name, const std::string& result,
+                     const std::string& serving = "") {
   return name + "(Tensor scores, Tensor(a!) state, int layer, int k, *, Tensor? slots=None, " +
-         kWindow + ") -> " + result;
+         serving + kWindow + ") -> " + result;
+}
+
+std::string placed(const std::string& name, const std::string& outputs, const std::string& result) {
+  return name + "(Tensor scores, int k, *, Tensor? hint=None, " + kPlacement + kRequests + kWindow +
+         outputs + ") -> " + result;
 }
 
 }  // namespace
@@ -38,4 +50,10 @@ TORCH_LIBRARY(gvr, m) {
   define(stateful("step", "Tensor"));
   define(stateful("step_values", "(Tensor values, Tensor indices)"));
   define(stateful("step_stats", "(Tensor values, Tensor indices, Tensor stats)"));
+  define(placed("topk_kv", "", "(Tensor kv_indices, Tensor indices)"));
+  define(placed("topk_kv.out", ", Tensor(a!) kv_indices, Tensor(b!) indices", "()"));
+  define(stateful("step_kv", "(Tensor kv_indices, Tensor indices)",
+                  std::string(kPlacement) + kRequests));
+  define(stateful("step_difference", "(Tensor indices, Tensor entered, Tensor left, Tensor counts)",
+                  kRequests));
 }

@@ -28,7 +28,8 @@ Launch backend_launch() {
 
 // Order rows of more winners than the sort kernel holds: index ascending, then a stable sort by
 // score. Padding (-1) goes to the end, where it came from.
-void sort_with_aten(const Tensor& values, const Tensor& indices) {
+void sort_with_aten(const Outputs& outputs) {
+  const Tensor &values = outputs.values, &indices = outputs.indices;
   const int32_t last = std::numeric_limits<int32_t>::max();
   const Tensor by_index = at::where(indices.lt(0), last, indices);
   auto [index, order] = at::sort(by_index, /*stable=*/true, /*dim=*/-1, /*descending=*/false);
@@ -39,19 +40,23 @@ void sort_with_aten(const Tensor& values, const Tensor& indices) {
   index = index.gather(-1, rank);
   indices.copy_(at::where(index.eq(last), -1, index));
   values.copy_(score.gather(-1, rank));
+  if (outputs.kv_indices.defined()) {
+    outputs.kv_indices.copy_(outputs.kv_indices.gather(-1, order.gather(-1, rank)));
+  }
 }
 
-void run(CheckedCall& call, const Tensor& scores, Tensor values, const Tensor& indices,
-         const Tensor& stats, Launch launch) {
+void run(CheckedCall& call, const Tensor& scores, Outputs outputs, Launch launch) {
   const c10::DeviceGuard guard(scores.device());
   const bool aten_sort = scores.is_cuda() && call.params.sorted && call.params.k > kMaxFusedSort;
   if (aten_sort) {
     call.params.sorted = false;
-    if (!values.defined()) values = at::empty(call.output_shape, scores.options());
+    if (!outputs.values.defined()) {
+      outputs.values = at::empty(call.output_shape, scores.options());
+    }
   }
-  attach_outputs(call, values, indices, stats);
+  attach_outputs(call, outputs);
   if (call.params.rows > 0) launch(call.params);
-  if (aten_sort) sort_with_aten(values, indices);
+  if (aten_sort) sort_with_aten(outputs);
 }
 
 Tensor new_indices(const CheckedCall& call, const Tensor& scores) {
@@ -76,6 +81,14 @@ constexpr const char* kUseTopk = "gvr::topk for differentiable values, or scores
     scores, k, lengths, starts, next_n, compress_ratio, hint_offset, sorted, \
         std::string_view(algorithm.data(), algorithm.size()) \
   }
+#define GVR_REQUEST_PARAMETERS const OptionalTensor &row_to_request, bool windows_per_row
+#define GVR_MAPPED_ARGUMENTS \
+  TopKArguments { \
+    scores, k, lengths, starts, next_n, compress_ratio, hint_offset, sorted, \
+        std::string_view(algorithm.data(), algorithm.size()), &row_to_request, windows_per_row \
+  }
+#define GVR_PLACEMENT_PARAMETERS \
+  const OptionalTensor &page_table, int64_t page_size, const OptionalTensor &offsets
 
 template <at::DeviceType kBackend>
 struct Ops {
@@ -96,7 +109,7 @@ struct Ops {
                                          const OptionalTensor& hint, GVR_WINDOW_PARAMETERS) {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     Tensor values = new_values(call, scores), indices = new_indices(call, scores);
-    run(call, scores, values, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices, .values = values}, backend_launch<kBackend>());
     return {values, indices};
   }
 
@@ -106,14 +119,14 @@ struct Ops {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     check_output(call, scores, values, "values", scores.scalar_type());
     check_output(call, scores, indices, "indices", at::kInt);
-    run(call, scores, values, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices, .values = values}, backend_launch<kBackend>());
   }
 
   static Tensor topk_indices(const Tensor& scores, int64_t k, const OptionalTensor& hint,
                              GVR_WINDOW_PARAMETERS) {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     Tensor indices = new_indices(call, scores);
-    run(call, scores, {}, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices}, backend_launch<kBackend>());
     return indices;
   }
 
@@ -121,7 +134,7 @@ struct Ops {
                                GVR_WINDOW_PARAMETERS, const Tensor& indices) {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     check_output(call, scores, indices, "indices", at::kInt);
-    run(call, scores, {}, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices}, backend_launch<kBackend>());
   }
 
   static std::tuple<Tensor, Tensor, Tensor> topk_stats(const Tensor& scores, int64_t k,
@@ -131,7 +144,8 @@ struct Ops {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     Tensor values = new_values(call, scores), indices = new_indices(call, scores);
     Tensor stats = new_stats(call, scores);
-    run(call, scores, values, indices, stats, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices, .values = values, .stats = stats},
+        backend_launch<kBackend>());
     return {values, indices, stats};
   }
 
@@ -139,7 +153,7 @@ struct Ops {
                      const OptionalTensor& slots, GVR_WINDOW_PARAMETERS) {
     CheckedCall call = check_step(GVR_ARGUMENTS, state, layer, slots);
     Tensor indices = new_indices(call, scores);
-    run(call, scores, {}, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices}, backend_launch<kBackend>());
     return indices;
   }
 
@@ -150,7 +164,7 @@ struct Ops {
     check_no_gradient(scores, "step_values", kUseTopk);
     CheckedCall call = check_step(GVR_ARGUMENTS, state, layer, slots);
     Tensor values = new_values(call, scores), indices = new_indices(call, scores);
-    run(call, scores, values, indices, {}, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices, .values = values}, backend_launch<kBackend>());
     return {values, indices};
   }
 
@@ -162,8 +176,62 @@ struct Ops {
     CheckedCall call = check_step(GVR_ARGUMENTS, state, layer, slots);
     Tensor values = new_values(call, scores), indices = new_indices(call, scores);
     Tensor stats = new_stats(call, scores);
-    run(call, scores, values, indices, stats, backend_launch<kBackend>());
+    run(call, scores, {.indices = indices, .values = values, .stats = stats},
+        backend_launch<kBackend>());
     return {values, indices, stats};
+  }
+
+  static CheckedCall check_kv(const TopKArguments& arguments, const OptionalTensor& hint,
+                              const PlacementArguments& placement) {
+    CheckedCall call = check(arguments, hint);
+    check_placement(call, arguments.scores, placement);
+    check_map_is_used(call);
+    return call;
+  }
+
+  static std::tuple<Tensor, Tensor> topk_kv(const Tensor& scores, int64_t k,
+                                            const OptionalTensor& hint, GVR_PLACEMENT_PARAMETERS,
+                                            GVR_REQUEST_PARAMETERS, GVR_WINDOW_PARAMETERS) {
+    CheckedCall call = check_kv(GVR_MAPPED_ARGUMENTS, hint, {page_table, page_size, offsets});
+    Tensor kv_indices = new_indices(call, scores), indices = new_indices(call, scores);
+    run(call, scores, {.indices = indices, .kv_indices = kv_indices}, backend_launch<kBackend>());
+    return {kv_indices, indices};
+  }
+
+  static void topk_kv_out(const Tensor& scores, int64_t k, const OptionalTensor& hint,
+                          GVR_PLACEMENT_PARAMETERS, GVR_REQUEST_PARAMETERS, GVR_WINDOW_PARAMETERS,
+                          const Tensor& kv_indices, const Tensor& indices) {
+    CheckedCall call = check_kv(GVR_MAPPED_ARGUMENTS, hint, {page_table, page_size, offsets});
+    check_output(call, scores, kv_indices, "kv_indices", at::kInt);
+    check_output(call, scores, indices, "indices", at::kInt);
+    run(call, scores, {.indices = indices, .kv_indices = kv_indices}, backend_launch<kBackend>());
+  }
+
+  static std::tuple<Tensor, Tensor> step_kv(const Tensor& scores, const Tensor& state,
+                                            int64_t layer, int64_t k, const OptionalTensor& slots,
+                                            GVR_PLACEMENT_PARAMETERS, GVR_REQUEST_PARAMETERS,
+                                            GVR_WINDOW_PARAMETERS) {
+    CheckedCall call = check_arguments(GVR_MAPPED_ARGUMENTS, kBackend);
+    // First what only has a shape: where it fixes the number of requests, slots=None follows it.
+    check_placement(call, scores, {page_table, page_size, offsets});
+    check_state(call, scores, state, layer, slots);
+    Tensor kv_indices = new_indices(call, scores), indices = new_indices(call, scores);
+    run(call, scores, {.indices = indices, .kv_indices = kv_indices}, backend_launch<kBackend>());
+    return {kv_indices, indices};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> step_difference(
+      const Tensor& scores, const Tensor& state, int64_t layer, int64_t k,
+      const OptionalTensor& slots, GVR_REQUEST_PARAMETERS, GVR_WINDOW_PARAMETERS) {
+    CheckedCall call = check_arguments(GVR_MAPPED_ARGUMENTS, kBackend);
+    check_state(call, scores, state, layer, slots);
+    check_difference(call);
+    Tensor indices = new_indices(call, scores);
+    Tensor entered = new_indices(call, scores), left = new_indices(call, scores);
+    Tensor counts = at::empty({call.params.rows, 2}, indices.options());
+    run(call, scores, {.indices = indices, .entered = entered, .left = left, .counts = counts},
+        backend_launch<kBackend>());
+    return {indices, entered, left, counts};
   }
 
   static void register_all(torch::Library& m) {
@@ -175,11 +243,18 @@ struct Ops {
     m.impl("step", &step);
     m.impl("step_values", &step_values);
     m.impl("step_stats", &step_stats);
+    m.impl("topk_kv", &topk_kv);
+    m.impl("topk_kv.out", &topk_kv_out);
+    m.impl("step_kv", &step_kv);
+    m.impl("step_difference", &step_difference);
   }
 };
 
 #undef GVR_WINDOW_PARAMETERS
 #undef GVR_ARGUMENTS
+#undef GVR_REQUEST_PARAMETERS
+#undef GVR_MAPPED_ARGUMENTS
+#undef GVR_PLACEMENT_PARAMETERS
 
 }  // namespace
 

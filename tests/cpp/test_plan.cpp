@@ -19,14 +19,14 @@ constexpr DeviceInfo kDevices[] = {
     {148, 100, 227 * 1024, 16}, {36, 120, 99 * 1024, 8}, {1, 80, 99 * 1024, 1},
 };
 constexpr Algorithm kAlgorithms[] = {Algorithm::kAuto, Algorithm::kGvr, Algorithm::kStream,
-                                     Algorithm::kRadix};
+                                     Algorithm::kRadix, Algorithm::kResident};
 
 bool is_power_of_two(int32_t x) { return x > 0 && (x & (x - 1)) == 0; }
 
 void check_launchable(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
   const Plan plan = make_plan(shape, device, tuning);
   const bool known = plan.family == Algorithm::kGvr || plan.family == Algorithm::kStream ||
-                     plan.family == Algorithm::kRadix;
+                     plan.family == Algorithm::kRadix || plan.family == Algorithm::kResident;
   const bool cluster =
       is_power_of_two(plan.ctas_per_row) &&
       plan.ctas_per_row <= (device.max_cluster < kMaxCluster ? device.max_cluster : kMaxCluster) &&
@@ -36,7 +36,13 @@ void check_launchable(const Shape& shape, const DeviceInfo& device, const Tuning
                        int64_t{8} * plan.staging < int64_t{device.shared_bytes_per_block});
   const bool positive = plan.chunk > 0 && plan.rank_capacity > 0 && plan.max_verify > 0;
   const bool hint = !plan.use_hint || shape.has_hint;
-  if (!(known && cluster && staged && positive && hint)) {
+  const int64_t slice_bytes = int64_t{plan.slice} * (shape.dtype == ScoreType::kFloat32 ? 4 : 2);
+  const bool resident = plan.family != Algorithm::kResident ||
+                        ((plan.threads == kSmallBlock || plan.threads == kLargeBlock) &&
+                         int64_t{plan.slice} * plan.ctas_per_row >= shape.n &&
+                         plan.slice <= kResidentScores * plan.threads &&
+                         slice_bytes < device.shared_bytes_per_block && !plan.use_hint);
+  if (!(known && cluster && staged && positive && hint && resident)) {
     FAIL("rows " << shape.rows << ", n " << shape.n << ", k " << shape.k << ", "
                  << algorithm_name(shape.algorithm) << ", sm_" << device.capability << ": "
                  << algorithm_name(plan.family) << ", ctas " << plan.ctas_per_row << ", staging "
@@ -106,7 +112,7 @@ TEST_CASE("overrides are obeyed", "[plan]") {
 
 TEST_CASE("a named algorithm is used where it fits, radix where none does", "[plan]") {
   for (Algorithm algorithm : kAlgorithms) {
-    Shape shape{4, 65536, 2048, ScoreType::kFloat32, true, algorithm};
+    Shape shape{4, 12000, 2048, ScoreType::kFloat32, true, algorithm};
     for (const DeviceInfo& device : kDevices) {
       const Plan plan = make_plan(shape, device, Tuning{});
       if (algorithm != Algorithm::kAuto) CHECK(plan.family == algorithm);

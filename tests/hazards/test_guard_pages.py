@@ -63,7 +63,7 @@ for n, dtype, at_end in itertools.product(lengths, dtypes, (True, False)):
 """
 
 
-@pytest.mark.parametrize("algorithm", ["gvr", "stream", "radix"])
+@pytest.mark.parametrize("algorithm", ["gvr", "resident", "stream", "radix"])
 def test_nothing_outside_the_tensors_is_touched(algorithm: str) -> None:
     command = [sys.executable, "-u", "-c", SCRIPT, str(TESTS), algorithm]
     done = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parent)

@@ -266,7 +266,7 @@ def test_a_call_is_right_after_any_other_call(device: str, algorithm: str) -> No
     rows = {shape: make_rows("quantised_33", *shape, device=device) for shape in shapes}
     answers = {shape: exact_answer(rows[shape], shape[2]) for shape in shapes}
     for first in shapes:
-        for other in ("gvr", "stream", "radix"):
+        for other in ("gvr", "resident", "stream", "radix"):
             gvr_topk.topk(rows[first], first[2], algorithm=other, sorted=True)
             for shape in shapes:
                 indices = gvr_topk.topk_indices(rows[shape], shape[2], algorithm=algorithm)

@@ -26,12 +26,12 @@ def _is_power_of_two(x: int) -> bool:
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=["sm_90", "sm_80", "sm_120"])
-@pytest.mark.parametrize("algorithm", ["auto", "gvr", "stream", "radix"])
+@pytest.mark.parametrize("algorithm", ["auto", "gvr", "resident", "stream", "radix"])
 def test_every_plan_can_be_launched(algorithm: str, device: dict[str, int]) -> None:
     for rows, n, k, has_hint in product(ROWS, LENGTHS, KS, (False, True)):
         plan = make_plan(rows, n, k, has_hint=has_hint, algorithm=algorithm, **device)
         label = f"{rows} x {n}, k {k}: {plan}"
-        assert plan["family"] in ("gvr", "stream", "radix"), label
+        assert plan["family"] in ("gvr", "resident", "stream", "radix"), label
         assert _is_power_of_two(plan["ctas_per_row"]), label
         assert plan["ctas_per_row"] <= device["max_cluster"], label
         assert plan["chunk"] > 0 and plan["rank_capacity"] > 0 and plan["max_verify"] > 0, label
@@ -41,17 +41,36 @@ def test_every_plan_can_be_launched(algorithm: str, device: dict[str, int]) -> N
         else:
             assert plan["staging"] > k, label
             assert 8 * plan["staging"] < device["shared_bytes_per_block"], label
+        if plan["family"] == "resident":
+            assert plan["threads"] in (512, 1024), label
+            assert plan["slice"] * plan["ctas_per_row"] >= n, label
+            assert plan["slice"] <= 32 * plan["threads"], label
+            assert 4 * plan["slice"] < device["shared_bytes_per_block"], label
+            assert not plan["use_hint"], label
 
 
-@pytest.mark.parametrize("algorithm", ["gvr", "stream", "radix"])
+@pytest.mark.parametrize("algorithm", ["gvr", "resident", "stream", "radix"])
 def test_a_named_algorithm_is_obeyed_where_it_fits(algorithm: str) -> None:
     for k, device in product((1, 512, 2048), DEVICES):
-        plan = make_plan(4, 65_536, k, algorithm=algorithm, **device)
+        plan = make_plan(4, 12_000, k, algorithm=algorithm, **device)
         assert plan["family"] == algorithm
 
 
+def test_auto_keeps_rows_resident_as_long_as_all_of_them_run_at_once() -> None:
+    def family(rows: int, n: int, device: dict[str, int] = H200) -> str:
+        return make_plan(rows, n, 2048, **device)["family"]
+
+    for rows, n in ((1, 262_144), (16, 131_072), (64, 65_536), (132, 32_768), (100_000, 16_384)):
+        assert family(rows, n) == "resident", (rows, n)
+    for rows, n in ((1, 2**20), (65, 131_072), (133, 32_768), (100_000, 16_385)):
+        assert family(rows, n) == "stream", (rows, n)
+    assert family(1, 32_768, A100) == "resident"
+    assert family(1, 32_769, A100) == "stream"  # no cluster shares the row
+    assert family(1, 32_768, {**A100, "shared_bytes_per_block": 99 * 1024}) == "stream"
+
+
 def test_a_k_beyond_the_staging_area_is_radix() -> None:
-    for algorithm in ("auto", "gvr", "stream"):
+    for algorithm in ("auto", "gvr", "resident", "stream"):
         assert make_plan(1, 10**6, 100_000, algorithm=algorithm, **H200)["family"] == "radix"
 
 

@@ -34,7 +34,7 @@ def test_any_base_alignment(shift: int, device: str, dtype: torch.dtype) -> None
     storage = make_rows("random_bits", 1, 4 * (N + 1) + 32, K, device=device, dtype=dtype)[0]
     for stride in (N, N + 1):
         scores = storage.as_strided((4, N), (stride, 1), shift)
-        for algorithm in ("auto", "gvr", "radix"):
+        for algorithm in ("auto", "gvr", "resident", "radix"):
             _check(scores, K, algorithm)
 
 

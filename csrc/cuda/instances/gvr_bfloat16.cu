@@ -8,7 +8,8 @@ template <>
 cudaError_t launch_gvr<ScoreType::kBFloat16>(const TopKParams& params, const Plan& plan,
                                              cudaStream_t stream) {
   return launch_rows<gvr_kernel<ScoreType::kBFloat16, false>,
-                     gvr_kernel<ScoreType::kBFloat16, true>>(params, plan, Config::kThreads,
+                     gvr_kernel<ScoreType::kBFloat16, true>>(
+      params, plan, Config::kThreads,
       shared_bytes(plan.staging, Config::kThreads, plan.ctas_per_row > 1), stream);
 }
 

@@ -8,7 +8,8 @@ template <>
 cudaError_t launch_stream<ScoreType::kFloat32>(const TopKParams& params, const Plan& plan,
                                                cudaStream_t stream) {
   return launch_rows<stream_kernel<ScoreType::kFloat32, false>,
-                     stream_kernel<ScoreType::kFloat32, true>>(params, plan, Config::kThreads,
+                     stream_kernel<ScoreType::kFloat32, true>>(
+      params, plan, Config::kThreads,
       shared_bytes(plan.staging, Config::kThreads, plan.ctas_per_row > 1), stream);
 }
 

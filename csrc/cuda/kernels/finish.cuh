@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// After the selection, only on request: rank order for sorted=True, and telemetry.
+// After the selection, only on request: rank order for sorted=True; then telemetry and differences
+// to the stored answer.
 #pragma once
 
 #include <cub/block/block_merge_sort.cuh>
 #include <cub/block/block_reduce.cuh>
+#include <cub/block/block_scan.cuh>
 
 #include "../phases/emit.cuh"
 
@@ -31,12 +33,15 @@ __global__ void __launch_bounds__(Config::kSortThreads)
     ranks[i] = index < 0 ? 0 : rank_key(E::key(E::load(row, index)), index);
   }
   Sort(storage).Sort(ranks, BetterRank());
+  int32_t* kv_indices = p.kv.out == nullptr ? nullptr : p.kv.out + row_index * p.kv.out_stride;
+  const RowPlaces places = kv_indices == nullptr ? RowPlaces{} : row_places(p, row_index);
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     if (first + i >= p.k) continue;
     const bool winner = ranks[i] != 0;
     const int32_t index = winner ? rank_key_index(ranks[i]) : -1;
     indices[first + i] = index;
+    if (kv_indices != nullptr) kv_indices[first + i] = place_of(places, index);
     if (p.values != nullptr) {
       auto* values = static_cast<typename E::Storage*>(p.values) + row_index * p.values_stride;
       values[first + i] = static_cast<typename E::Storage>(winner ? E::load(row, index)
@@ -45,24 +50,97 @@ __global__ void __launch_bounds__(Config::kSortThreads)
   }
 }
 
-// One block per row: how good the hint was. The selection left the state alone (emit.cuh), so the
-// old hint is still there to be compared; it is replaced here.
-template <ScoreType kType>
-__global__ void __launch_bounds__(Config::kSortThreads)
-    telemetry_kernel(const __grid_constant__ TopKParams p) {
-  using E = Element<kType>;
-  using MinReduce = cub::BlockReduce<uint64_t, Config::kSortThreads>;
-  using SumReduce = cub::BlockReduce<int, Config::kSortThreads>;
-  __shared__ union {
+// Shared memory of compare_kernel: one use after the other.
+template <int kThreads>
+struct CompareScratch {
+  static constexpr int kTile = 2048;  // positions in the table at a time
+  static constexpr int kTable = 2 * kTile;
+  using MinReduce = cub::BlockReduce<uint64_t, kThreads>;
+  using SumReduce = cub::BlockReduce<int, kThreads>;
+  using Scan = cub::BlockScan<int, kThreads>;
+  union {
     typename MinReduce::TempStorage least;
     typename SumReduce::TempStorage sum;
-  } storage;
-  __shared__ uint64_t shared_least;
-  const int64_t row_index = blockIdx.x;
-  const auto* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
-  const RowWindow window = row_window(p, row_index);
-  const int32_t* indices = p.indices + row_index * p.indices_stride;
+    typename Scan::TempStorage scan;
+  };
+  int32_t table[kTable];  // open addressing, -1 is free
+  uint64_t kth;           // rank key of the row's K-th score
+  int winners;
 
+  __device__ __forceinline__ static uint32_t first_place(int32_t position) {
+    return (static_cast<uint32_t>(position) * 2654435769u) >> 20;  // golden ratio, 12 bits
+  }
+  __device__ __forceinline__ void insert(int32_t position) {
+    for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
+      const int32_t found = atomicCAS(&table[at], -1, position);
+      if (found == -1 || found == position) return;
+    }
+  }
+  __device__ __forceinline__ bool contains(int32_t position) const {
+    for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
+      if (table[at] == position) return true;
+      if (table[at] == -1) return false;
+    }
+  }
+};
+using Comparing = CompareScratch<Config::kSortThreads>;
+static_assert(Comparing::kTable == 1 << 12, "first_place gives 12 bits");
+
+// Positions by number: those of the answer, or those stored by an earlier step (-1: dropped).
+struct Selected {
+  const int32_t* indices;
+  __device__ __forceinline__ int32_t operator()(int i) const { return indices[i]; }
+};
+struct Stored {
+  const int32_t* indices;
+  int64_t offset;
+  __device__ __forceinline__ int32_t operator()(int i) const {
+    return stored_position(indices[i], offset);
+  }
+};
+
+// out: the positions of a that b lacks, in a's order, then -1 up to k; returns how many. Constant
+// shared memory, whatever the sizes: b passes through the table tile by tile. Block-wide.
+template <class A, class B>
+__device__ int write_missing(Comparing& scratch, A a, int a_size, B b, int b_size, int32_t* out,
+                             int k) {
+  constexpr int kThreads = Config::kSortThreads;
+  for (int i = threadIdx.x; i < a_size; i += kThreads) out[i] = a(i);
+  for (int first = 0; first < b_size; first += Comparing::kTile) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < Comparing::kTable; i += kThreads) scratch.table[i] = -1;
+    __syncthreads();
+    const int end = min(first + Comparing::kTile, b_size);
+    for (int i = first + threadIdx.x; i < end; i += kThreads) {
+      const int32_t position = b(i);
+      if (position >= 0) scratch.insert(position);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < a_size; i += kThreads) {
+      if (out[i] >= 0 && scratch.contains(out[i])) out[i] = -1;
+    }
+  }
+  int missing = 0;
+  for (int first = 0; first < a_size; first += kThreads) {
+    const int i = first + threadIdx.x;
+    const int32_t position = i < a_size ? out[i] : -1;
+    int at = 0, total = 0;
+    __syncthreads();  // this part has been read, the scan's storage is free
+    Comparing::Scan(scratch.scan).ExclusiveSum(position >= 0 ? 1 : 0, at, total);
+    if (position >= 0) out[missing + at] = position;  // never behind the part just read
+    missing += total;
+  }
+  __syncthreads();
+  for (int i = missing + threadIdx.x; i < k; i += kThreads) out[i] = -1;
+  return missing;
+}
+
+// The row's K-th score and its number of winners, in scratch. Block-wide.
+template <ScoreType kType>
+__device__ void find_kth(const TopKParams& p, int64_t row_index, Comparing& scratch) {
+  using E = Element<kType>;
+  const auto* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
+  const int32_t* indices = p.indices + row_index * p.indices_stride;
   uint64_t least = ~uint64_t{0};
   int winners = 0;
   for (int i = threadIdx.x; i < p.k; i += blockDim.x) {
@@ -71,37 +149,93 @@ __global__ void __launch_bounds__(Config::kSortThreads)
     ++winners;
     least = min(least, rank_key(E::key(E::load(row, index)), index));
   }
-  least = MinReduce(storage.least).Reduce(least, ::cuda::minimum<uint64_t>{});
-  if (threadIdx.x == 0) shared_least = least;
   __syncthreads();
-  least = shared_least;
-  winners = SumReduce(storage.sum).Sum(winners);
+  least = Comparing::MinReduce(scratch.least).Reduce(least, ::cuda::minimum<uint64_t>{});
   __syncthreads();
+  winners = Comparing::SumReduce(scratch.sum).Sum(winners);
+  if (threadIdx.x == 0) {
+    scratch.kth = least;
+    scratch.winners = winners;
+  }
+  __syncthreads();
+}
 
-  const HintRow hint = row_hint(p, row_index);
+// How good the hint was; thread 0 returns the hits. Block-wide.
+template <ScoreType kType>
+__device__ int count_hits(const TopKParams& p, int64_t row_index, RowWindow window, HintRow hint,
+                          Comparing& scratch) {
+  using E = Element<kType>;
+  const auto* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
+  const uint64_t kth = scratch.kth;
   int valid = 0, hits = 0;
   for (int i = threadIdx.x; i < hint.size; i += blockDim.x) {
     const int32_t position = hinted_position(hint.indices[i], p.hint_offset, window);
     if (position < 0) continue;
     ++valid;
-    hits += rank_key(E::key(E::load(row, position)), position) >= least ? 1 : 0;
+    hits += rank_key(E::key(E::load(row, position)), position) >= kth ? 1 : 0;
   }
-  valid = SumReduce(storage.sum).Sum(valid);
   __syncthreads();
-  hits = SumReduce(storage.sum).Sum(hits);
+  valid = Comparing::SumReduce(scratch.sum).Sum(valid);
   __syncthreads();
-
-  int32_t* entry = row_state(p, row_index).entry;
+  hits = Comparing::SumReduce(scratch.sum).Sum(hits);
   if (threadIdx.x == 0) {
     p.stats[row_index * kStatColumns + kStatHintValid] = valid;
     p.stats[row_index * kStatColumns + kStatHintHits] = hits;
-    // As everywhere, a short row has no k-th score.
-    const uint32_t kth_key = window.size() <= p.k ? kKeyMinusInf : rank_key_score(least);
-    write_state_header(p, row_index, entry, winners, kth_key, hint.size > 0 ? hits : -1);
   }
-  if (entry == nullptr || window.size() <= 0) return;
-  for (int i = threadIdx.x; i < min(p.k, p.state_hints); i += blockDim.x) {
-    if (indices[i] >= 0) entry[kStateHeader + i] = indices[i];
+  return hits;
+}
+
+// What entered the row's answer since the stored one, and what left it. A row without a valid score
+// reads nothing. Block-wide.
+__device__ __forceinline__ void write_difference(const TopKParams& p, int64_t row_index,
+                                                 HintRow hint, Comparing& scratch) {
+  const int winners = scratch.winners;
+  const int stored = winners > 0 ? min(hint.size, p.k) : 0;
+  const Selected selected{p.indices + row_index * p.indices_stride};
+  const Stored previous{hint.indices, p.hint_offset};
+  const int entered = write_missing(scratch, selected, winners, previous, stored,
+                                    p.difference.entered + row_index * p.k, p.k);
+  const int left = write_missing(scratch, previous, stored, selected, winners,
+                                 p.difference.left + row_index * p.k, p.k);
+  if (threadIdx.x == 0) {
+    p.difference.counts[2 * row_index] = entered;
+    p.difference.counts[2 * row_index + 1] = left;
+  }
+}
+
+// One block per group of rows, for telemetry and differences: how the answers compare with the
+// hint. The selection left the state alone (begin_entry), so the old hint is still there for every
+// row of the group; the new ones replace it at the end.
+template <ScoreType kType>
+__global__ void __launch_bounds__(Config::kSortThreads)
+    compare_kernel(const __grid_constant__ TopKParams p) {
+  __shared__ Comparing scratch;
+  const int64_t group = blockIdx.x;
+  const int64_t slot = claim_slot(p, group);
+  HintRow hint = slot < 0 ? HintRow{nullptr, 0} : slot_hint(p, slot);
+  for (int draft = 0; draft < p.next_n; ++draft) {
+    const int64_t row = group * p.next_n + draft;
+    const RowWindow window = row_window(p, row);
+    if (p.hint != nullptr) hint = row_hint(p, row);
+    find_kth<kType>(p, row, scratch);
+    int hits = -1;
+    if (p.stats != nullptr) hits = count_hits<kType>(p, row, window, hint, scratch);
+    if (p.difference.entered != nullptr) write_difference(p, row, hint, scratch);
+    if (slot >= 0 && threadIdx.x == 0) {
+      // As everywhere, a short row has no k-th score.
+      const uint32_t kth_key = window.size() <= p.k ? kKeyMinusInf : rank_key_score(scratch.kth);
+      write_state_header(p, row, state_entry(p, slot, draft), scratch.winners, kth_key,
+                         hint.size > 0 ? hits : -1);
+    }
+  }
+  __syncthreads();
+  if (slot < 0) return;
+  for (int draft = 0; draft < p.next_n; ++draft) {
+    const int32_t* indices = p.indices + (group * p.next_n + draft) * p.indices_stride;
+    int32_t* entry = state_entry(p, slot, draft);
+    for (int i = threadIdx.x; i < p.k && indices[i] >= 0; i += blockDim.x) {
+      store_hint(p, entry, static_cast<uint32_t>(i), indices[i]);
+    }
   }
 }
 

@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
   using S = Scope<kCluster>;
   Scratch& scratch = shared_scratch();
   const Staging staging{static_cast<uint32_t>(plan.staging)};
+  wait_for_predecessor();
   if (!begin_row<kType, S>(p, scratch)) return;
 
   HintRow hint{nullptr, 0};

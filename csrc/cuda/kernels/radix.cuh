@@ -16,6 +16,7 @@ struct RadixScratch {
   uint32_t bin, above, inside;
   uint32_t emitted;
   uint32_t kth_key;  // ordered key of the K-th score
+  int32_t* entry;    // begin_entry's
 };
 
 template <ScoreType kType>
@@ -106,11 +107,13 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
   const int64_t row_index = blockIdx.x;
   const void* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
   const RowWindow window = row_window(p, row_index);
+  int32_t* entry = begin_entry(p, row_index);
   if (window.size() <= p.k) {
-    emit_short_row<kType>(p, row_index, row, window, 0, 1);
+    emit_short_row<kType>(p, row_index, row, window, 0, 1, entry);
     return;
   }
   if (threadIdx.x == 0) {
+    scratch.entry = entry;
     scratch.emitted = 0;
     scratch.kth_key = kKeyNan;
   }
@@ -139,7 +142,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     inside = scratch.inside;
     ++rounds;
   }
-  const RowOutput<kType> output(p, row_index);
+  const RowOutput<kType> output(p, row_index, scratch.entry);
   EmitVisitor<kType> visitor{output, &scratch.emitted, prefix, kKeyNan};
   visit_range<kType, Config::kRadixThreads>(row, window.begin, window.end, visitor);
   // The digits found may end above the K-th score's last bits: its key comes from the winners.
@@ -148,9 +151,12 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
   if (lane_id() == 0) atomicMin(&scratch.kth_key, kth_key);
   __syncthreads();
   if (threadIdx.x == 0) {
-    write_state_header(p, row_index, output.entry, p.k, scratch.kth_key, -1);
+    if (output.entry != nullptr) {
+      write_state_header(p, row_index, output.entry, p.k, scratch.kth_key, -1);
+    }
     put_stats(p, row_index, Path::kRadix, rounds + 1, p.k, 0, 0, rounds);
   }
+  finish_row(p, row_index);
 }
 
 }  // namespace gvr::cuda

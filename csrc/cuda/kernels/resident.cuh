@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows that fit into the registers of their CTAs: one load, one histogram, one ranking. No guess, no
-// staging, no hint: what the hint could save is not spent here.
+// Rows that fit into the shared memory of their CTAs: one copy, one histogram, one ranking. No
+// guess, no staging, no hint: what the hint could save is not spent here.
 //
 // The histogram's bins are linear between a bound that a sample of the row puts below the K-th
 // score and one above the sample's largest score. All CTAs of a row read the same sample, so they
@@ -13,29 +13,28 @@
 
 namespace gvr::cuda {
 
+inline constexpr int kResidentThreadsPerSm = 1024;  // what the registers are limited for
+static_assert(kResidentScores == 32, "one bit each in Chosen");
+
 // Shared memory; the stream phases use the same bytes after a fallback.
 template <int kThreads>
 struct ResidentScratch {
   static constexpr int kWarps = kThreads / 32;
   uint64_t ranks[Config::kRankCapacity];  // leader: entries of the crossing bin
   uint32_t rank_raw[Config::kRankCapacity];
-  alignas(16) uint32_t bins[kThreads];  // one bin per thread
+  alignas(16) uint32_t ignored[4];  // the last one counts what no bin admits
+  uint32_t bins[kThreads];          // one bin per thread
   uint32_t warp_low[kWarps], warp_high[kWarps];
   uint32_t warp_here[kWarps], warp_earlier[kWarps];
   // Where the K-th score lies: entries in better bins and in its bin, of all CTAs and of the CTAs
   // before this one. `bin` is negative where the histogram holds fewer than K entries.
   int32_t bin;
   uint32_t above, inside, above_earlier, inside_earlier;
+  uint32_t capacity;  // entries of the crossing bin that may be ranked
   uint32_t admitted;  // entries of the histogram, for telemetry
   uint32_t emitted;   // entries of better bins placed by this CTA
   uint32_t ranked;    // entries of the crossing bin placed by this CTA
 };
-
-template <int kThreads>
-__host__ __device__ constexpr size_t resident_shared_bytes(bool cluster) {
-  return sizeof(ResidentScratch<kThreads>) +
-         (cluster ? sizeof(uint16_t) * kMaxCluster * kThreads : size_t{0});
-}
 
 template <int kThreads>
 __device__ __forceinline__ ResidentScratch<kThreads>& resident_scratch() {
@@ -46,79 +45,97 @@ __device__ __forceinline__ ResidentScratch<kThreads>& resident_scratch() {
 template <int kThreads>
 using ResidentMerged = uint16_t[kMaxCluster][kThreads];
 
+// Behind the scratch lie the merged bins of a cluster, then the slice.
+template <int kThreads>
+__host__ __device__ constexpr size_t resident_slice_offset(bool cluster) {
+  return sizeof(ResidentScratch<kThreads>) + (cluster ? sizeof(ResidentMerged<kThreads>) : 0);
+}
+
 template <int kThreads>
 __device__ __forceinline__ ResidentMerged<kThreads>& resident_merged() {
   return *reinterpret_cast<ResidentMerged<kThreads>*>(g_shared + sizeof(ResidentScratch<kThreads>));
 }
 
-// One thread's share of a slice. What does not exist holds -inf, which no bin admits.
-template <ScoreType kType, int kThreads, int kVectors>
+// One thread's share of a slice: whole vectors in its own part of shared memory, which need no
+// barrier, and at most one score outside them.
+template <ScoreType kType, int kThreads, bool kCluster>
 struct ResidentSlice {
   using E = Element<kType>;
-  static constexpr int kScores = kVectors * E::kPerVector;
-  uint4 v[kVectors];
-  int first;  // row index of the first vector's first score
+  static constexpr int kStride = kThreads * E::kPerVector;  // scores between a thread's vectors
+  int first;       // row index of the first vector's first score
+  int vectors;     // of this thread
+  int edge_index;  // -1: none
   uint32_t edge;
-  int edge_index;
 
-  __device__ __forceinline__ void load(const void* row, int begin, int end) {
-    constexpr uint32_t kFill =
-        sizeof(typename E::Storage) == 4 ? E::Traits::kMinusInf : E::Traits::kMinusInf * 0x10001u;
+  static __device__ __forceinline__ uint4& vector(int u) {
+    return reinterpret_cast<uint4*>(
+        g_shared + resident_slice_offset<kThreads>(kCluster))[u * kThreads + threadIdx.x];
+  }
+  // Sends for the scores; arrive() waits for them.
+  __device__ __forceinline__ void send(const void* row, int begin, int end) {
     const VectorRange<kType> range(row, begin, end);
     const uint4* data = range.data(row);
-    first = range.body + static_cast<int>(threadIdx.x) * E::kPerVector;
-#pragma unroll
-    for (int u = 0; u < kVectors; ++u) {
-      const int at = static_cast<int>(threadIdx.x) + u * kThreads;
-      v[u] = make_uint4(kFill, kFill, kFill, kFill);
-      if (at < range.vectors) v[u] = __ldg(data + at);
+    const int mine = static_cast<int>(threadIdx.x);
+    first = range.body + mine * E::kPerVector;
+    vectors = 0;
+    for (int at = mine; at < range.vectors; at += kThreads) {
+      __pipeline_memcpy_async(&vector(vectors++), data + at, sizeof(uint4));
     }
+    __pipeline_commit();
     edge = E::Traits::kMinusInf;
     edge_index = -1;
-    if (static_cast<int>(threadIdx.x) < range.edge_count()) {
-      edge_index = range.edge_index(threadIdx.x);
+    if (mine < range.edge_count()) {
+      edge_index = range.edge_index(mine);
       edge = E::load(row, edge_index);
     }
   }
-  __device__ __forceinline__ uint32_t raw(int b) const {
-    return E::pick(v[b / E::kPerVector], b % E::kPerVector);
-  }
+  __device__ __forceinline__ void arrive() const { __pipeline_wait_prior(0); }
+
+  // Row index and score of position b.
   __device__ __forceinline__ int index(int b) const {
-    return first + (b / E::kPerVector) * kThreads * E::kPerVector + b % E::kPerVector;
+    return first + b / E::kPerVector * kStride + b % E::kPerVector;
+  }
+  __device__ __forceinline__ uint32_t raw(int b) const {
+    using Storage = typename E::Storage;
+    return reinterpret_cast<const Storage*>(&vector(b / E::kPerVector))[b % E::kPerVector];
   }
 };
 
-// Position on the bins' scale, as the bits of 2^23 + position: one fused multiply-add rounds to the
-// bin, and integer compares do the rest. Monotone in the score; NaN and +inf are in the best bin,
-// -inf and whatever lies under the bound in none.
+// Place of a score on the bins' scale, as the bits of 2^23 + 1 + bin: one fused multiply-add rounds
+// to the bin, and integer compares do the rest. Monotone in the score; NaN and +inf lie beyond the
+// best bin, which is open above; -inf and whatever is under the bound lie before the first.
 struct ResidentBins {
   static constexpr int kOrigin = 0x4B000000;  // bits of 2^23
   float scale, offset;
 
-  __device__ __forceinline__ int bits(float x) const {
+  __device__ __forceinline__ int place(float x) const {
     return __float_as_int(fmaf(x, scale, offset));
   }
-  static __device__ __forceinline__ bool admits(int bits) { return bits >= kOrigin; }
+  static constexpr __device__ __forceinline__ int place_of_bin(int bin) {
+    return kOrigin + 1 + bin;
+  }
 };
 
-// One score in `group` has to exceed the bound for it to hold in that group: the largest group for
-// which a share `wanted` of the row almost surely puts a winner into each of `threads / group`
-// groups.
-__device__ __forceinline__ int bound_group(float wanted, int threads) {
-  constexpr float kLogFailure = -13.0f;  // log2 of the accepted probability of a second reading
+// The bound of a warp: the least of the largest scores in its groups of `group` samples; the bound
+// of the row: the least of what the higher warp of each pair says, which single warps whose samples
+// come from an unusual part of the row do not move. Larger groups give a higher bound, and fewer
+// entries in the histogram: the largest group is taken for which a warp's bound seldom exceeds the
+// score that a share `wanted` of the row reaches.
+__device__ __forceinline__ int bound_group(float wanted) {
+  constexpr float kSeldom = 0.25f;  // then each of 8 pairs exceeds it once in 700 rows
   int group = 1;
-  float none = 1.0f - wanted;  // probability that a group holds no winner
+  float none = 1.0f - wanted;  // probability that no sample of a group reaches that score
   for (int g = 2; g <= 32; g *= 2) {
     none *= none;
-    // The bound fails when every group holds a winner.
-    if (__log2f(1.0f - none) * static_cast<float>(threads / g) > kLogFailure) break;
+    float exceeds = 1.0f - none;
+    for (int groups = 32 / g; groups > 1; groups /= 2) exceeds *= exceeds;
+    if (exceeds > kSeldom) break;
     group = g;
   }
   return group;
 }
 
-// Bins between the least of the groups' largest sampled scores and a little more than the largest
-// of all. Block-wide, one barrier.
+// Bins from the bound to a little above the largest sampled score. Block-wide, one barrier.
 template <int kThreads>
 __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>& scratch,
                                                       uint32_t sampled, int group) {
@@ -134,12 +151,13 @@ __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>&
   }
   __syncthreads();
   const int warp = lane_id() % kWarps;
-  const float from = key_to_float(__reduce_min_sync(~0u, scratch.warp_low[warp]));
+  const uint32_t pair = max(scratch.warp_low[warp], scratch.warp_low[warp ^ 1]);
+  const float from = key_to_float(__reduce_min_sync(~0u, pair));
   const float most = key_to_float(__reduce_max_sync(~0u, scratch.warp_high[warp]));
   const float to = most + 0.5f * (most - from);
   ResidentBins bins;
   bins.scale = __fdividef(static_cast<float>(kThreads), to - from);
-  bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::kOrigin));
+  bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::place_of_bin(0)));
   // A range that floats cannot divide admits nothing, and the row falls back.
   const bool divides = to > from && bins.scale < 1.0e30f && fabsf(from) < 1.0e30f;
   if (!divides) bins.scale = bins.offset = 0.0f;
@@ -165,9 +183,9 @@ __device__ __forceinline__ void merge_bins(ResidentScratch<kThreads>& scratch, u
       reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
     }
     S::sync();
-#pragma unroll 4
-    for (int c = 0; c < S::size(); ++c) {
-      const uint32_t count = merged[c][bin];
+#pragma unroll
+    for (int c = 0; c < kMaxCluster; ++c) {
+      const uint32_t count = c < S::size() ? merged[c][bin] : 0u;
       here += count;
       earlier += c < S::rank() ? count : 0u;
     }
@@ -209,9 +227,74 @@ __device__ __noinline__ void fall_back(const TopKParams& p, const Plan& plan) {
   stream_row<kType, S>(p, plan, Path::kResident, 2);
 }
 
+// A thread's scores that share a fate: a bit for every position, and the score outside them.
+struct Chosen {
+  uint32_t mask;
+  bool edge;
+  __device__ __forceinline__ uint32_t count() const { return __popc(mask) + (edge ? 1u : 0u); }
+};
+
+// take(raw, index) for every chosen score.
+template <class Slice, class Take>
+__device__ __forceinline__ void for_each_chosen(const Slice& slice, Chosen chosen, Take take) {
+  for (uint32_t left = chosen.mask; left != 0; left &= left - 1) {
+    const int b = __ffs(static_cast<int>(left)) - 1;
+    take(slice.raw(b), slice.index(b));
+  }
+  if (chosen.edge) take(slice.edge, slice.edge_index);
+}
+
+// Indices alone, the usual wish: a store and an addition for every score, without a branch.
+template <class Slice>
+__device__ __forceinline__ void place_indices(int32_t* out, const Slice& slice, Chosen winners) {
+  uint32_t at = 0;
+  int first = slice.first;
+#pragma unroll 1
+  for (uint32_t left = winners.mask; left != 0; left >>= Slice::E::kPerVector) {
+#pragma unroll
+    for (int j = 0; j < Slice::E::kPerVector; ++j) {
+      if (left >> j & 1u) out[at++] = first + j;
+    }
+    first += Slice::kStride;
+  }
+  if (winners.edge) out[at] = slice.edge_index;
+}
+
+// What the caller wants besides. By value: a reference would keep all of it in memory.
+template <class Output, class Slice>
+__device__ __noinline__ void place_more(const Output output, const Slice slice,
+                                        const Chosen winners, uint32_t position) {
+  for_each_chosen(slice, winners, [&](uint32_t raw, int index) {
+    if (output.values != nullptr) output.put_value(position, raw);
+    if (output.entry != nullptr) output.put_hint(position, index);
+    ++position;
+  });
+}
+
+// The leader's end: every warp places entries of the crossing bin, its lanes compare.
+template <ScoreType kType, int kThreads>
+__device__ __forceinline__ void rank_crossing(const TopKParams& p,
+                                              const ResidentScratch<kThreads>& scratch,
+                                              const RowOutput<kType>& output, int64_t row_index) {
+  const uint32_t inside = scratch.inside;
+  const auto k = static_cast<uint32_t>(p.k);
+  for (uint32_t i = warp_id(); i < inside; i += kThreads / 32) {
+    const uint64_t rank = scratch.ranks[i];
+    uint32_t position = scratch.above;
+    for (uint32_t j = lane_id(); j - lane_id() < inside; j += 32) {
+      position += __popc(__ballot_sync(~0u, j < inside && scratch.ranks[j] > rank));
+    }
+    if (lane_id() != 0 || position >= k) continue;
+    output.put(position, scratch.rank_raw[i], rank_key_index(rank));
+    if (position == k - 1 && output.entry != nullptr) {
+      write_state_header(p, row_index, output.entry, p.k, rank_key_score(rank), -1);
+    }
+  }
+}
+
 // Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
-template <ScoreType kType, bool kCluster, int kThreads, int kVectors>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
+template <ScoreType kType, bool kCluster, int kThreads>
+__global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     resident_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
   using E = Element<kType>;
   using S = Scope<kCluster>;
@@ -220,120 +303,116 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   scratch.bins[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
     scratch.bin = -1;
+    scratch.capacity = plan.force_undershoot ? 0 : static_cast<uint32_t>(plan.rank_capacity);
     scratch.above_earlier = 0;
     scratch.emitted = 0;
     scratch.ranked = 0;
   }
   wait_for_predecessor();
   const RowTask task = make_task<kType, S>(p);
-  if (task.window.size() <= p.k) {
-    emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size());
+  const auto k = static_cast<uint32_t>(p.k);
+  const auto n = static_cast<uint32_t>(task.window.size());
+  if (n <= k) {
+    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index);
+    emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size(), entry);
     return;
   }
   S::announce();  // completed before the first store into another CTA
-  ResidentSlice<kType, kThreads, kVectors> slice;
-  slice.load(task.row, task.begin, task.end);
-  const auto k = static_cast<uint32_t>(p.k);
-  const auto n = static_cast<uint32_t>(task.window.size());
-
-  uint32_t sampled;
+  ResidentSlice<kType, kThreads, kCluster> slice;
+  slice.send(task.row, task.begin, task.end);
+  uint32_t sampled = E::Traits::kMinusInf;
   if constexpr (kCluster) {
     // Lane by lane through the row, so that every warp's sample spans it.
     const uint32_t stratum = lane_id() * (kThreads / 32) + warp_id();
     const uint32_t width = max(n / kThreads, 1u);
     const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
     sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
-  } else {
-    sampled = slice.raw(0);
-#pragma unroll
-    for (int u = 1; u < kVectors; ++u) {
-      if (warp_id() % kVectors == u) sampled = slice.raw(u * E::kPerVector);
-    }
   }
-  const int group = bound_group(__fdividef(static_cast<float>(k), static_cast<float>(n)), kThreads);
+  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index);
+  const int group = bound_group(__fdividef(static_cast<float>(k), static_cast<float>(n)));
+  slice.arrive();
+  if constexpr (!kCluster) {
+    if (slice.vectors > 0) sampled = slice.raw(warp_id() % slice.vectors * E::kPerVector);
+  }
   const Bins bins = resident_bins<kThreads>(scratch, E::key(sampled), group);
 
+  const auto count = [&](uint32_t raw) {
+    const int place = bins.place(E::to_float(raw));
+    const int bin = min(max(place, Bins::kOrigin), Bins::place_of_bin(kThreads - 1)) -
+                    Bins::place_of_bin(0);  // -1: ignored
+    atomicAdd(&scratch.bins[bin], 1u);
+  };
+#pragma unroll 2
+  for (int u = 0; u < slice.vectors; ++u) {
+    const uint4 v = slice.vector(u);
 #pragma unroll
-  for (int b = 0; b < slice.kScores; ++b) {
-    const int bits = bins.bits(E::to_float(slice.raw(b)));
-    if (Bins::admits(bits)) atomicAdd(&scratch.bins[min(bits - Bins::kOrigin, kThreads - 1)], 1u);
+    for (int j = 0; j < E::kPerVector; ++j) count(E::pick(v, j));
   }
-  if (warp_id() == 0) {
-    const int bits = bins.bits(E::to_float(slice.edge));
-    if (Bins::admits(bits)) atomicAdd(&scratch.bins[min(bits - Bins::kOrigin, kThreads - 1)], 1u);
-  }
+  if (slice.edge_index >= 0) count(slice.edge);
   __syncthreads();
   merge_bins<S, kThreads>(scratch, k);
   const int bin = scratch.bin;
-  const uint32_t inside = scratch.inside;
-  if (bin < 0 || inside > static_cast<uint32_t>(plan.rank_capacity) || plan.force_undershoot) {
+  if (bin < 0 || scratch.inside > scratch.capacity) {
     fall_back<kType, S, kThreads>(p, plan);
     return;
   }
 
-  // Winners are counted per thread and placed from a running sum: no ballots.
-  const RowOutput<kType> output(p, task.row_index);
-  const uint32_t above = scratch.above;
-  // The best bin is open above.
-  const int from = Bins::kOrigin + bin;
-  const int to = bin == kThreads - 1 ? INT32_MAX : from;
-  uint32_t winners = 0, crossing = 0;
+  const int from = Bins::place_of_bin(bin);
+  const int to = bin == kThreads - 1 ? INT32_MAX : from;  // the best bin is open above
+  Chosen winners{0, false}, crossing{0, false};
+#pragma unroll 2
+  for (int u = 0; u < slice.vectors; ++u) {
+    const uint4 v = slice.vector(u);
+    uint32_t reach = 0, exceed = 0;
 #pragma unroll
-  for (int b = 0; b < slice.kScores; ++b) {
-    const int bits = bins.bits(E::to_float(slice.raw(b)));
-    if (bits > to) {
-      winners |= 1u << b;
-    } else if (bits >= from) {
-      crossing |= 1u << b;
+    for (int j = 0; j < E::kPerVector; ++j) {
+      const int place = bins.place(E::to_float(E::pick(v, j)));
+      if (place >= from) reach |= 1u << j;
+      if (place > to) exceed |= 1u << j;
     }
+    crossing.mask |= (reach ^ exceed) << (u * E::kPerVector);
+    winners.mask |= exceed << (u * E::kPerVector);
   }
-  const int edge_bits = bins.bits(E::to_float(slice.edge));
-  const uint32_t mine = __popc(winners) + (edge_bits > to ? 1u : 0u);
+  if (slice.edge_index >= 0) {
+    const int place = bins.place(E::to_float(slice.edge));
+    winners.edge = place > to;
+    crossing.edge = place >= from && place <= to;
+  }
+  if (crossing.count() != 0) {
+    uint64_t* ranks = S::remote(scratch.ranks, 0) + scratch.inside_earlier;
+    uint32_t* rank_raw = S::remote(scratch.rank_raw, 0) + scratch.inside_earlier;
+    for_each_chosen(slice, crossing, [&](uint32_t raw, int index) {
+      const uint32_t at = atomicAdd(&scratch.ranked, 1u);
+      ranks[at] = rank_key(E::key(raw), index);
+      rank_raw[at] = raw;
+    });
+  }
+  __syncwarp();
+  S::arrive();  // the leader waits for no more than that
+  // Winners are counted per thread and placed from a running sum: no ballots.
+  const RowOutput<kType> output(p, task.row_index, entry);
+  const uint32_t mine = winners.count();
   const uint32_t through = warp_inclusive_sum(mine);
   uint32_t position = 0;
   if (lane_id() == 31 && through != 0) position = atomicAdd(&scratch.emitted, through);
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
-  if (mine != 0) {
-#pragma unroll
-    for (int b = 0; b < slice.kScores; ++b) {
-      if (winners & (1u << b)) output.put(position++, slice.raw(b), slice.index(b));
-    }
-    if (edge_bits > to) output.put(position, slice.edge, slice.edge_index);
+  place_indices(output.indices + position, slice, winners);
+  if (output.values != nullptr || output.entry != nullptr) {
+    place_more(output, slice, winners, position);
   }
-  const bool edge_crosses = edge_bits >= from && edge_bits <= to;
-  if (crossing != 0 || edge_crosses) {
-    uint64_t* ranks = S::remote(scratch.ranks, 0) + scratch.inside_earlier;
-    uint32_t* rank_raw = S::remote(scratch.rank_raw, 0) + scratch.inside_earlier;
-#pragma unroll
-    for (int b = 0; b < slice.kScores; ++b) {
-      if (crossing & (1u << b)) {
-        const uint32_t at = atomicAdd(&scratch.ranked, 1u);
-        ranks[at] = rank_key(E::key(slice.raw(b)), slice.index(b));
-        rank_raw[at] = slice.raw(b);
-      }
-    }
-    if (edge_crosses) {
-      const uint32_t at = atomicAdd(&scratch.ranked, 1u);
-      ranks[at] = rank_key(E::key(slice.edge), slice.edge_index);
-      rank_raw[at] = slice.edge;
-    }
-  }
+  const bool placed = p.kv.out != nullptr;
   if constexpr (kCluster) {
-    S::arrive();
-    if (S::rank() != 0) return;
+    if (S::rank() != 0 && !placed) return;
     S::wait();
+    if (placed) S::arrive();  // this CTA's winners are written
+    if (S::rank() != 0) return;
   } else {
     __syncthreads();
   }
-  if (threadIdx.x < inside) {
-    const uint64_t rank = scratch.ranks[threadIdx.x];
-    uint32_t better = above;
-#pragma unroll 4
-    for (uint32_t j = 0; j < inside; ++j) better += scratch.ranks[j] > rank ? 1u : 0u;
-    if (better < k) output.put(better, scratch.rank_raw[threadIdx.x], rank_key_index(rank));
-    if (better == k - 1) {
-      write_state_header(p, task.row_index, output.entry, p.k, rank_key_score(rank), -1);
-    }
+  rank_crossing<kType, kThreads>(p, scratch, output, task.row_index);
+  if (placed) {
+    S::wait();
+    finish_row(p, task.row_index);
   }
   if (p.stats != nullptr && threadIdx.x == 0) {
     put_stats(p, task.row_index, Path::kResident, 1, scratch.admitted, 0, 0, 1);

@@ -6,8 +6,8 @@
 
 namespace gvr::cuda {
 
-// One row, by all CTAs that share it and Config::kThreads threads of each. `passes` counts the first
-// reading of the row and those that the caller made in vain.
+// One row, by all CTAs that share it and Config::kThreads threads of each. `passes` counts the
+// first reading of the row and those that the caller made in vain.
 template <ScoreType kType, class S>
 __device__ __forceinline__ void stream_row(const TopKParams& p, const Plan& plan, Path path,
                                            int passes) {

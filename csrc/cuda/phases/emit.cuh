@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Emit: where an answer goes. Outputs that the caller did not ask for cost one uniform branch.
+//
+// A kernel calls, in this order: begin_entry at its first barrier (the state entry that the answer
+// goes to), RowOutput::put for every winner, write_state_header from one thread, and finish_row
+// when a barrier has made every put of the row visible to the calling CTA.
 #pragma once
 
 #include <cstdint>
@@ -9,17 +13,52 @@
 
 namespace gvr::cuda {
 
+// The slot that a group of rows may read and write, -1: none. Where groups of one call share a
+// slot, only the last that has a valid score gets it (slots_may_repeat in rows.h), so that one row
+// alone writes an entry. Block-wide, one barrier; one load per thread in a batch of ordinary size.
+inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t group) {
+  const int64_t slot = group_slot(p, group);
+  bool taken = false;
+  if (slot >= 0 && slots_may_repeat(p)) {
+    for (int64_t later = group + 1 + threadIdx.x; later < p.groups && !taken; later += blockDim.x) {
+      taken = group_takes_slot(p, later, slot);
+    }
+  }
+  return __syncthreads_or(taken) ? -1 : slot;
+}
+
+// The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
+// the place for it is the row's first one: other threads wait there for the window. Comparing needs
+// the old entries after the selection, so compare_kernel then writes the state.
+__device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row) {
+  if (p.state == nullptr || p.stats != nullptr || p.difference.entered != nullptr) {
+    __syncthreads();
+    return nullptr;
+  }
+  const int64_t slot = claim_slot(p, row_group(p, row));
+  return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
+}
+
 // Header of a state entry after a step. A row without winners leaves the state alone. The request's
 // last draft is the one whose answer serves as the next hint, until commit() says otherwise.
-__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row, int32_t* entry,
-                                                   int32_t winners, uint32_t kth_key,
-                                                   int32_t hits) {
-  if (entry == nullptr || winners == 0) return;
-  entry[kStateCount] = min(winners, p.state_hints);
+inline __device__ __noinline__ void write_state_header(const TopKParams& p, int64_t row,
+                                                       int32_t* entry, int32_t winners,
+                                                       uint32_t kth_key, int32_t hits) {
+  if (winners == 0) return;
+  entry[kStateCount] = hint_count(p, winners);
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(key_to_float(kth_key)));
   entry[kStateHits] = hits;
   const int32_t draft = row_draft(p, row);
-  if (draft == p.next_n - 1) state_entry(p, row_slot(p, row), 0)[kStateAccepted] = draft;
+  if (draft != p.next_n - 1) return;
+  int32_t* first = entry - int64_t{draft} * (kStateHeader + p.state_hints);  // draft 0 of the slot
+  first[kStateAccepted] = draft;
+}
+
+// The winner at an output position, as a hint for the next step.
+__device__ __forceinline__ void store_hint(const TopKParams& p, int32_t* entry, uint32_t position,
+                                           int32_t index) {
+  const int32_t at = hint_at(p, position);
+  if (at >= 0) entry[kStateHeader + at] = index;
 }
 
 template <ScoreType kType>
@@ -27,26 +66,28 @@ struct RowOutput {
   using E = Element<kType>;
   using Storage = typename E::Storage;
 
+  const TopKParams& params;
   int32_t* indices;
   Storage* values;  // null: not wanted
   int32_t* entry;   // state entry that gets the new hint; null: none
-  int32_t hints;    // how many indices the entry holds
 
-  // Telemetry needs the old hint after the selection, so the telemetry kernel then writes the
-  // state.
-  __device__ RowOutput(const TopKParams& p, int64_t row)
-      : indices(p.indices + row * p.indices_stride),
+  __device__ __forceinline__ RowOutput(const TopKParams& p, int64_t row, int32_t* state_entry)
+      : params(p),
+        indices(p.indices + row * p.indices_stride),
         values(p.values == nullptr ? nullptr
                                    : static_cast<Storage*>(p.values) + row * p.values_stride),
-        entry(p.stats == nullptr ? row_state(p, row).entry : nullptr),
-        hints(p.state_hints) {}
+        entry(state_entry) {}
 
   __device__ __forceinline__ void put(uint32_t position, uint32_t raw, int32_t index) const {
     indices[position] = index;
-    if (values != nullptr) values[position] = static_cast<Storage>(raw);
-    if (entry != nullptr && position < static_cast<uint32_t>(hints)) {
-      entry[kStateHeader + position] = index;
-    }
+    if (values != nullptr) put_value(position, raw);
+    if (entry != nullptr) put_hint(position, index);
+  }
+  __device__ __forceinline__ void put_value(uint32_t position, uint32_t raw) const {
+    values[position] = static_cast<Storage>(raw);
+  }
+  __device__ __forceinline__ void put_hint(uint32_t position, int32_t index) const {
+    store_hint(params, entry, position, index);
   }
 
   __device__ __forceinline__ void put_padding(uint32_t position) const {
@@ -68,12 +109,34 @@ __device__ __forceinline__ void put_stats(const TopKParams& p, int64_t row, Path
   s[kStatRefineRounds] = rounds;
 }
 
+// Places of a row's selected keys in the KV cache, from its finished indices: the loads of a batch
+// are independent of each other, which they would not be in put().
+inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row) {
+  const int32_t* indices = p.indices + row * p.indices_stride;
+  int32_t* out = p.kv.out + row * p.kv.out_stride;
+  const RowPlaces places = row_places(p, row);
+#pragma unroll 8
+  for (int i = threadIdx.x; i < p.k; i += blockDim.x) out[i] = place_of(places, indices[i]);
+}
+
+// Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster,
+// where the row has one) behind the row's last put but for the caller's own.
+__device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row) {
+  if (p.kv.out == nullptr) return;
+  __syncthreads();
+  emit_places(p, row);
+}
+
 // n <= K: every valid index in ascending order, then padding. No selection, no hint, no barrier.
+// `entry` is begin_entry's.
 template <ScoreType kType>
 __device__ __noinline__ void emit_short_row(const TopKParams& p, int64_t row_index, const void* row,
-                                            RowWindow window, int part, int parts) {
+                                            RowWindow window, int part, int parts, int32_t* entry) {
   using E = Element<kType>;
-  const RowOutput<kType> output(p, row_index);
+  const RowOutput<kType> output(p, row_index, entry);
+  const bool placed = p.kv.out != nullptr;
+  int32_t* out = placed ? p.kv.out + row_index * p.kv.out_stride : nullptr;
+  const RowPlaces places = placed ? row_places(p, row_index) : RowPlaces{};
   const int n = window.size();
   const int threads = blockDim.x;
   for (int64_t i = int64_t{part} * threads + threadIdx.x; i < p.k; i += int64_t{parts} * threads) {
@@ -81,12 +144,16 @@ __device__ __noinline__ void emit_short_row(const TopKParams& p, int64_t row_ind
       const int index = window.begin + static_cast<int>(i);
       output.put(static_cast<uint32_t>(i), output.values == nullptr ? 0u : E::load(row, index),
                  index);
+      if (placed) out[i] = place_of(places, index);
     } else {
       output.put_padding(static_cast<uint32_t>(i));
+      if (placed) out[i] = -1;
     }
   }
   if (part == 0 && threadIdx.x == 0) {
-    write_state_header(p, row_index, output.entry, n, kKeyMinusInf, -1);
+    if (output.entry != nullptr) {
+      write_state_header(p, row_index, output.entry, n, kKeyMinusInf, -1);
+    }
     put_stats(p, row_index, n > 0 ? Path::kShort : Path::kEmpty, 0, 0, 0, 0, 0);
   }
 }

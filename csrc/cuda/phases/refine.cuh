@@ -272,7 +272,7 @@ __device__ __noinline__ void place_by_rank(const TopKParams& p, int64_t row_inde
                                            uint32_t count, LinearBins bins) {
   Scratch& scratch = shared_scratch();
   const Crossing crossing = scratch.crossing;
-  const RowOutput<kType> output(p, row_index);
+  const RowOutput<kType> output(p, row_index, scratch.task.entry);
   uint32_t* emitted = S::remote(&scratch.count, 0);
   uint32_t* ranked = S::remote(&scratch.ranked, 0);
   S::sync();
@@ -297,7 +297,7 @@ __device__ __forceinline__ int refine_and_emit(const TopKParams& p, Scratch& scr
                                                Staging staging, uint32_t capacity,
                                                LinearBins bins) {
   const int64_t row_index = scratch.task.row_index;
-  const RowOutput<kType> output(p, row_index);
+  const RowOutput<kType> output(p, row_index, scratch.task.entry);
   if (threadIdx.x == 0) scratch.survivors = scratch.crossing.total;
   const auto k = static_cast<uint32_t>(p.k);
   const uint32_t count = scratch.count;
@@ -338,7 +338,7 @@ __device__ __forceinline__ int refine_and_emit(const TopKParams& p, Scratch& scr
     if (position < k) {
       output.put(position, scratch.rank_raw[threadIdx.x], rank_key_index(mine));
     }
-    if (position == k - 1) {
+    if (position == k - 1 && output.entry != nullptr) {
       write_state_header(p, row_index, output.entry, p.k, rank_key_score(mine), -1);
     }
   }

@@ -21,6 +21,7 @@ __device__ __forceinline__ void wait_for_predecessor() {
 template <bool kCluster>
 struct Scope {
   static constexpr bool kIsCluster = false;
+  static __device__ __forceinline__ uint32_t row() { return blockIdx.x; }
   static __device__ __forceinline__ int rank() { return 0; }
   static __device__ __forceinline__ int size() { return 1; }
   static __device__ __forceinline__ void sync() { __syncthreads(); }
@@ -39,6 +40,12 @@ struct Scope {
 template <>
 struct Scope<true> {
   static constexpr bool kIsCluster = true;
+  // The row's number: grids have one cluster per row.
+  static __device__ __forceinline__ uint32_t row() {
+    uint32_t cluster;
+    asm("mov.u32 %0, %%clusterid.x;" : "=r"(cluster));
+    return cluster;
+  }
   static __device__ __forceinline__ int rank() {
     return static_cast<int>(cooperative_groups::this_cluster().block_rank());
   }

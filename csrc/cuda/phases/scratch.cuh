@@ -25,6 +25,7 @@ struct RowTask {
   int64_t row_index;
   RowWindow window;
   int begin, end;  // this CTA's slice of the window
+  int32_t* entry;  // state entry that the answer goes to, null: none (begin_entry)
 };
 
 // What the guess phase says.

@@ -10,17 +10,28 @@
 
 namespace gvr::cuda {
 
+inline __device__ __noinline__ RowWindow window_from_data(const TopKParams& p, int64_t row) {
+  return row_window(p, row);
+}
+
+// The usual call has one window for all rows, which takes no data and little code.
+__device__ __forceinline__ RowWindow find_window(const TopKParams& p, int64_t row) {
+  const bool whole = p.lengths == nullptr && p.starts == nullptr && p.row_to_request == nullptr;
+  return whole ? RowWindow{0, p.n} : window_from_data(p, row);
+}
+
 // The row of this CTA, and its slice in whole 64-byte steps so that vector loads stay aligned.
 template <ScoreType kType, class S>
 __device__ __forceinline__ RowTask make_task(const TopKParams& p) {
   const auto parts = static_cast<uint32_t>(S::size());
+  const int shift = 31 - __clz(parts);  // clusters are powers of two
   RowTask task;
-  task.row_index = blockIdx.x / parts;
+  task.row_index = S::row();
   task.row = static_cast<const typename Element<kType>::Storage*>(p.scores) +
              task.row_index * p.score_stride;
-  task.window = row_window(p, task.row_index);
+  task.window = find_window(p, task.row_index);
   const auto n = static_cast<uint32_t>(task.window.size());
-  const uint32_t step = ((n + parts - 1) / parts + 63u) & ~63u;
+  const uint32_t step = (((n + parts - 1) >> shift) + 63u) & ~63u;
   const auto begin = static_cast<uint32_t>(min(uint64_t{n}, uint64_t{step} * S::rank()));
   task.begin = task.window.begin + static_cast<int>(begin);
   task.end = task.begin + static_cast<int>(min(step, n - begin));
@@ -39,10 +50,13 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }
-  __syncthreads();
-  if (scratch.task.window.size() > p.k) return true;
+  int32_t* entry = begin_entry(p, S::row());
+  if (scratch.task.window.size() > p.k) {
+    if (threadIdx.x == 0) scratch.task.entry = entry;  // read behind the barriers of the selection
+    return true;
+  }
   emit_short_row<kType>(p, scratch.task.row_index, scratch.task.row, scratch.task.window, S::rank(),
-                        S::size());
+                        S::size(), entry);
   return false;
 }
 
@@ -105,6 +119,7 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
   }
   const int rounds = refine_and_emit<kType, S>(
       p, scratch, staging, capacity, LinearBins(scratch.guess.bins_low, scratch.guess.bins_high));
+  if (S::rank() == 0) finish_row(p, scratch.task.row_index);
   if (p.stats != nullptr && S::rank() == 0 && threadIdx.x == 0) {
     put_stats(p, scratch.task.row_index, path, passes + undershoots, scratch.survivors,
               scratch.overflows, undershoots, rounds);
