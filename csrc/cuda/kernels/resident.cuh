@@ -107,6 +107,7 @@ struct ResidentSlice {
 struct ResidentBins {
   static constexpr int kOrigin = 0x4B000000;  // bits of 2^23
   float scale, offset;
+  bool usable;  // floats can divide the range
 
   __device__ __forceinline__ int place(float x) const {
     return __float_as_int(fmaf(x, scale, offset));
@@ -158,9 +159,7 @@ __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>&
   ResidentBins bins;
   bins.scale = __fdividef(static_cast<float>(kThreads), to - from);
   bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::place_of_bin(0)));
-  // A range that floats cannot divide admits nothing, and the row falls back.
-  const bool divides = to > from && bins.scale < 1.0e30f && fabsf(from) < 1.0e30f;
-  if (!divides) bins.scale = bins.offset = 0.0f;
+  bins.usable = to > from && bins.scale < 1.0e30f && fabsf(from) < 1.0e30f;
   return bins;
 }
 
@@ -349,6 +348,8 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     for (int j = 0; j < E::kPerVector; ++j) count(E::pick(v, j));
   }
   if (slice.edge_index >= 0) count(slice.edge);
+  // Infinities times zero would be numbers of their own. All CTAs of the row agree on that.
+  if (!bins.usable && threadIdx.x == 0) scratch.capacity = 0;
   __syncthreads();
   merge_bins<S, kThreads>(scratch, k);
   const int bin = scratch.bin;
