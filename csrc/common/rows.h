@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a row's number leads to: its request, its window of valid scores, its hint and state entry,
-// and where its keys lie in the KV cache. Everything read here is data of the caller: no value of it
-// can lead outside a row, the state or a page table.
+// and where its keys lie in the KV cache. Everything read here is data of the caller: no value of
+// it can lead outside a row, the state or a page table.
 #pragma once
 
 #include <cstdint>
@@ -108,11 +108,12 @@ GVR_HOST_DEVICE bool group_takes_slot(const TopKParams& p, int64_t group, int64_
   return group_slot(p, group) == slot && row_window(p, (group + 1) * p.next_n - 1).size() > 0;
 }
 
-// A state that holds fewer hints than there are winners keeps every so-manieth output position:
-// hint j is the first position whose hint_at is j. 0: every position is kept, as far as there is
-// room.
+// A state that holds fewer hints than there are winners keeps those at even distances: hint j is
+// the winner at output position ceil(j * k / hints), up to k = 2^16, and about there beyond. The
+// step is hints / k in units of 2^-32; 0: every position is kept, as far as there is room.
 inline uint32_t make_hint_step(int32_t hints, int32_t k) {
-  return hints >= k ? 0u : static_cast<uint32_t>((static_cast<uint64_t>(hints) << 32) / k);
+  return hints >= k ? 0u
+                    : static_cast<uint32_t>(((static_cast<uint64_t>(hints) << 32) + k - 1) / k);
 }
 
 GVR_HOST_DEVICE uint32_t scaled_position(uint32_t position, uint32_t step) {
@@ -133,8 +134,7 @@ GVR_HOST_DEVICE int32_t hint_at(const TopKParams& p, uint32_t position) {
 GVR_HOST_DEVICE int32_t hint_count(const TopKParams& p, int32_t winners) {
   const auto last = static_cast<uint32_t>(winners - 1);
   const uint32_t count = (p.hint_step == 0 ? last : scaled_position(last, p.hint_step)) + 1;
-  return count < static_cast<uint32_t>(p.state_hints) ? static_cast<int32_t>(count)
-                                                      : p.state_hints;
+  return count < static_cast<uint32_t>(p.state_hints) ? static_cast<int32_t>(count) : p.state_hints;
 }
 
 // The stored answer of the draft that the slot's last commit accepted.

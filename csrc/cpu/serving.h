@@ -10,8 +10,8 @@
 
 namespace gvr::cpu {
 
-// The slot of every group, -1 for none. Where groups share one, the last that has a valid score gets
-// it: then no two threads ever touch the same state entries.
+// The slot of every group, -1 for none. Where groups share one, the last that has a valid score
+// gets it: then no two threads ever touch the same state entries.
 std::vector<int64_t> claim_slots(const TopKParams& p);
 
 // kv.out of a row whose indices are finished.

@@ -25,8 +25,8 @@ void check_device(const at::Tensor& tensor, const at::Tensor& scores, const char
                     ", need the device of scores (", scores.device(), ")");
 }
 
-// `size` entries are one per request. Without row_to_request there is one request per group of rows;
-// with it, the first tensor that has an entry per request says how many requests there are.
+// `size` entries are one per request. Without row_to_request there is one request per group of
+// rows; with it, the first tensor that has an entry per request says how many requests there are.
 void check_requests(CheckedCall& call, int64_t size, at::IntArrayRef shape, const char* name) {
   const TopKParams& p = call.params;
   if (!call.has_map) {
@@ -48,8 +48,8 @@ const void* check_counts(CheckedCall& call, const at::Tensor& scores, const at::
                    ", need torch.int32 or torch.int64");
   check_device(counts, scores, name);
   TORCH_CHECK_VALUE(counts.dim() == 1 && (!per_group || counts.size(0) == p.groups), name,
-                    ": got shape ", counts.sizes(), ", need [", p.groups, "] (rows / next_n = ",
-                    p.rows, " / ", p.next_n, ")");
+                    ": got shape ", counts.sizes(), ", need [", p.groups,
+                    "] (rows / next_n = ", p.rows, " / ", p.next_n, ")");
   if (!per_group) check_requests(call, counts.size(0), counts.sizes(), name);
   is_int64 = counts.scalar_type() == at::kLong;
   call.tensors.push_back({name, counts});
@@ -168,8 +168,7 @@ CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
         check_counts(call, a.scores, *a.lengths, "lengths", p.lengths_int64, a.windows_per_row);
   }
   if (a.starts) {
-    p.starts =
-        check_counts(call, a.scores, *a.starts, "starts", p.starts_int64, a.windows_per_row);
+    p.starts = check_counts(call, a.scores, *a.starts, "starts", p.starts_int64, a.windows_per_row);
   }
 
   call.tensors.push_back({"scores", a.scores});
@@ -225,8 +224,8 @@ void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& 
   p.state_slots = state.size(1);
   p.state_depth = static_cast<int32_t>(state.size(2));
   p.state_hints = static_cast<int32_t>(state.size(3)) - int32_t{kStateHeader};
-  TORCH_CHECK_VALUE(p.k >= p.state_hints, "k: got ", p.k, ", need at least the hint_size of the state (",
-                    p.state_hints, ")");
+  TORCH_CHECK_VALUE(p.k >= p.state_hints, "k: got ", p.k,
+                    ", need at least the hint_size of the state (", p.state_hints, ")");
   p.hint_step = make_hint_step(p.state_hints, p.k);
   p.state = state.mutable_data_ptr<int32_t>() + layer * state.stride(0);
   if (slots) {

@@ -58,8 +58,8 @@ CheckedCall check_arguments(const TopKArguments& arguments, at::DeviceType backe
 
 void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTensor& hint);
 
-// A slot beyond the state, or one that two requests of the call name, is an error where the host can
-// see it: on the CPU.
+// A slot beyond the state, or one that two requests of the call name, is an error where the host
+// can see it: on the CPU.
 void check_state(CheckedCall& call, const at::Tensor& scores, const at::Tensor& state,
                  int64_t layer, const OptionalTensor& slots);
 

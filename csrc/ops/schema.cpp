@@ -11,8 +11,8 @@ constexpr const char* kWindow =
     "Tensor? lengths=None, Tensor? starts=None, int next_n=1, int compress_ratio=1, "
     "int hint_offset=0, bool sorted=False, str algorithm=\"auto\"";
 
-// What a server adds, see gvr_topk/serving.py. The map makes the arguments above, slots, offsets and
-// the page table one per request where a request has many rows.
+// What a server adds, see gvr_topk/serving.py. The map makes the arguments above, slots, offsets
+// and the page table one per request where a request has many rows.
 constexpr const char* kRequests = "Tensor? row_to_request=None, bool windows_per_row=False, ";
 constexpr const char* kPlacement =
     "Tensor? page_table=None, int page_size=1, Tensor? offsets=None, ";
@@ -54,6 +54,6 @@ TORCH_LIBRARY(gvr, m) {
   define(placed("topk_kv.out", ", Tensor(a!) kv_indices, Tensor(b!) indices", "()"));
   define(stateful("step_kv", "(Tensor kv_indices, Tensor indices)",
                   std::string(kPlacement) + kRequests));
-  define(stateful("step_difference",
-                  "(Tensor indices, Tensor entered, Tensor left, Tensor counts)", kRequests));
+  define(stateful("step_difference", "(Tensor indices, Tensor entered, Tensor left, Tensor counts)",
+                  kRequests));
 }

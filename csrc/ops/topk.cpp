@@ -229,8 +229,7 @@ struct Ops {
     Tensor indices = new_indices(call, scores);
     Tensor entered = new_indices(call, scores), left = new_indices(call, scores);
     Tensor counts = at::empty({call.params.rows, 2}, indices.options());
-    run(call, scores,
-        {.indices = indices, .entered = entered, .left = left, .counts = counts},
+    run(call, scores, {.indices = indices, .entered = entered, .left = left, .counts = counts},
         backend_launch<kBackend>());
     return {indices, entered, left, counts};
   }

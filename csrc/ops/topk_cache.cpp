@@ -82,8 +82,8 @@ void check_distinct(const Tensor& values, const char* name) {
                               wide.const_data_ptr<int64_t>() + wide.numel());
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
-  TORCH_CHECK_VALUE(twice == sorted.end(), name, ": got slot ",
-                    twice == sorted.end() ? 0 : *twice, " twice, need distinct slots");
+  TORCH_CHECK_VALUE(twice == sorted.end(), name, ": got slot ", twice == sorted.end() ? 0 : *twice,
+                    " twice, need distinct slots");
 }
 
 }  // namespace
@@ -154,8 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> TopKCache::step_difference(
     const RequestMap& map, const StepOptions& options) const {
   static const auto op = find_op<StepDifferenceOp>("gvr::step_difference");
   check_device(scores);
-  TORCH_CHECK_VALUE(hint_size() == k_, "hint_size: got a cache of ", hint_size(), ", need one of k (",
-                    k_, "): a difference needs the whole previous answer");
+  TORCH_CHECK_VALUE(hint_size() == k_, "hint_size: got a cache of ", hint_size(),
+                    ", need one of k (", k_, "): a difference needs the whole previous answer");
   return op.call(scores, state_, layer, k_, slots, map.row_to_request, map.windows_per_row, lengths,
                  options.starts, options.next_n, options.compress_ratio, options.hint_offset,
                  options.sorted, options.algorithm);
@@ -185,8 +185,9 @@ void TopKCache::seed(int64_t layer, const Tensor& slots, const Tensor& indices) 
   const Tensor header = at::zeros({slots.numel(), int64_t{kStateHeader}}, hints.options());
   header.select(1, kStateCount).fill_(count);
   header.select(1, kStateHits).fill_(-1);
-  entries_.select(1, 0).narrow(1, 0, kStateHeader + count).index_copy_(0, entries,
-                                                                       at::cat({header, hints}, 1));
+  entries_.select(1, 0)
+      .narrow(1, 0, kStateHeader + count)
+      .index_copy_(0, entries, at::cat({header, hints}, 1));
 }
 
 void TopKCache::reset(const OptionalTensor& slots) {
@@ -252,8 +253,7 @@ void TopKCache::remap(const Tensor& slots, const Tensor& positions) {
     const Tensor column = at::where(old.lt(0).logical_or_(old.ge(length)), length, old);
     const Tensor cell =
         column.add_(map_row.narrow(0, first, count).mul(length + 1).view({-1, 1, 1}));
-    table.index_copy_(0, part,
-                      flat.index_select(0, cell.view(-1)).view(cell.sizes()).to(at::kInt));
+    table.index_copy_(0, part, flat.index_select(0, cell.view(-1)).view(cell.sizes()).to(at::kInt));
   }
 }
 

@@ -41,9 +41,9 @@ class TopKCache {
     RequestMap map;
   };
 
-  // `hint_size` previous indices are kept per entry (k by default); where they are fewer than k they
-  // are taken at even distances from the answer. `depth` entries per slot, one per draft token of a
-  // speculative step.
+  // `hint_size` previous indices are kept per entry (k by default); where they are fewer than k
+  // they are taken at even distances from the answer. `depth` entries per slot, one per draft token
+  // of a speculative step.
   TopKCache(int64_t layers, int64_t slots, int64_t k,
             std::optional<int64_t> hint_size = std::nullopt, int64_t depth = 1,
             at::Device device = at::kCPU);
@@ -94,7 +94,8 @@ class TopKCache {
   // dimension), and is dropped where that is negative or p is beyond it. int32 or int64.
   void remap(const at::Tensor& slots, const at::Tensor& positions);
   // A copy of the entries, [layers, slots, depth, kStateHeader + hint_size], and the way back into
-  // this cache or another of the same layers, depth and hint_size. Entries may come from any device.
+  // this cache or another of the same layers, depth and hint_size. Entries may come from any
+  // device.
   at::Tensor export_entries(const at::Tensor& slots) const;
   void import_entries(const at::Tensor& slots, const at::Tensor& entries);
 

@@ -163,7 +163,7 @@ def test_slots_wider_than_32_bits_are_no_slots(device: str) -> None:
     scores = make_rows("normal", 4, N, K, device=device)
     wide = (2**32, 2**32 + 1, -(2**32), 2**63 - 1)
     if device == "cpu":
-        with pytest.raises(IndexError, match="^slots: got 4294967296 "):
+        with pytest.raises(IndexError, match=r"^slots: got 4294967296 "):
             cache.step(scores, 0, _slots(*wide, device=device))
         wide = (-(2**32), -(2**32) + 1, -(2**63), -1)
     indices = cache.step(scores, 0, _slots(*wide, device=device))

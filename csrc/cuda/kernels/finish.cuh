@@ -203,9 +203,9 @@ __device__ __forceinline__ void write_difference(const TopKParams& p, int64_t ro
   }
 }
 
-// One block per group of rows, for telemetry and differences: how the answers compare with the hint.
-// The selection left the state alone (begin_entry), so the old hint is still there for every row of
-// the group; the new ones replace it at the end.
+// One block per group of rows, for telemetry and differences: how the answers compare with the
+// hint. The selection left the state alone (begin_entry), so the old hint is still there for every
+// row of the group; the new ones replace it at the end.
 template <ScoreType kType>
 __global__ void __launch_bounds__(Config::kSortThreads)
     compare_kernel(const __grid_constant__ TopKParams p) {

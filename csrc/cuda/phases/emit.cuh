@@ -2,8 +2,8 @@
 // Emit: where an answer goes. Outputs that the caller did not ask for cost one uniform branch.
 //
 // A kernel calls, in this order: begin_entry at its first barrier (the state entry that the answer
-// goes to), RowOutput::put for every winner, write_state_header from one thread, and finish_row when
-// a barrier has made every put of the row visible to the calling CTA.
+// goes to), RowOutput::put for every winner, write_state_header from one thread, and finish_row
+// when a barrier has made every put of the row visible to the calling CTA.
 #pragma once
 
 #include <cstdint>
@@ -113,8 +113,8 @@ __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row) {
   for (int i = threadIdx.x; i < p.k; i += blockDim.x) out[i] = place_of(places, indices[i]);
 }
 
-// Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster, where
-// the row has one) behind the row's last put but for the caller's own.
+// Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster,
+// where the row has one) behind the row's last put but for the caller's own.
 __device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row) {
   if (p.kv.out == nullptr) return;
   __syncthreads();
@@ -125,8 +125,7 @@ __device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row) {
 // `entry` is begin_entry's.
 template <ScoreType kType>
 __device__ __noinline__ void emit_short_row(const TopKParams& p, int64_t row_index, const void* row,
-                                            RowWindow window, int part, int parts,
-                                            int32_t* entry) {
+                                            RowWindow window, int part, int parts, int32_t* entry) {
   using E = Element<kType>;
   const RowOutput<kType> output(p, row_index, entry);
   const bool placed = p.kv.out != nullptr;
