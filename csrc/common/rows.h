@@ -207,14 +207,12 @@ GVR_HOST_DEVICE RowPlaces row_places(const TopKParams& p, int64_t row) {
 // Index of a selected key in the KV cache; -1 where it has no place: a position before 0 or beyond
 // the page table, a negative page, or a result that int32 does not hold.
 GVR_HOST_DEVICE int32_t place_of(const RowPlaces& places, int32_t index) {
-  if (index < 0) return -1;
-  int64_t at = places.offset + index;
-  if (at < 0) return -1;
+  int64_t at = index < 0 ? -1 : places.offset + index;
   if (places.pages != nullptr) {
+    // One load and no branch around its use, so that a GPU keeps several in flight.
     const int64_t page = at >> places.bits;
-    if (page >= places.count) return -1;
+    const int64_t number = at >= 0 && page < places.count ? places.pages[page] : -1;
     const int64_t within = at & ((int64_t{1} << places.bits) - 1);
-    const int64_t number = places.pages[page];
     at = number < 0 ? -1 : (number << places.bits) + within;
   }
   return at >= 0 && at <= 0x7FFFFFFF ? static_cast<int32_t>(at) : -1;
