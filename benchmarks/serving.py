@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the serving shapes cost beside a plain step: places, differences, fewer hints, prefill.
 
-    python benchmarks/serving.py --out serving.json        # on a GPU; --device cpu without one
+    PYTHONPATH=. python benchmarks/serving.py --out serving.json   # on a GPU; --device cpu without
 
 Rows drift: consecutive ones share most of their Top-K, which the JSON records. Times are medians of
 CUDA-graph replays over cold buffers, as in gvr_topk.bench.
