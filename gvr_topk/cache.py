@@ -251,8 +251,8 @@ class TopKCache(_C.TopKCache):
         Every row is compared with the answer that its slot held before the step: that of the
         previous step, of the draft that the last `commit` accepted. A row without a slot, a fresh
         or a reset slot has nothing stored, so that everything enters. A row without valid scores
-        stores nothing and nothing enters or leaves. Stored positions are moved by hint_offset; those
-        that it moves below 0 appear nowhere. The order within entered and left is unspecified.
+        stores nothing and nothing enters or leaves. Stored positions are moved by hint_offset;
+        those that it moves below 0 appear nowhere. The order of entered and left is unspecified.
 
         Needs hint_size == k. On CUDA two launches: see `gvr_topk.serving`.
         """
@@ -371,7 +371,7 @@ class TopKCache(_C.TopKCache):
         """`nbytes` of a cache of this size, before one is made.
 
         >>> TopKCache.bytes_needed(layers=61, slots=1024, k=2048, hint_size=256)
-        64962560
+        64963600
         """
         entry = depth * (_C.state_header + (k if hint_size is None else hint_size))
         return 4 * entry * (layers * slots + 1)

@@ -10,24 +10,24 @@ page_size        keys per page, any power of two. With offsets and page table, t
                  has the place
                      at = i + offsets[request]
                      page_table[request, at // page_size] * page_size + at % page_size
-                 and without a page table the place `at` (ragged layouts: the keys of all requests in
-                 one array, offsets are where each begins). A key without a place is -1: `at` below 0
-                 or beyond the table, a negative page (not resident), or a place beyond int32.
+                 and without a page table the place `at` (ragged layouts: the keys of all requests
+                 in one array, offsets are where each begins). A key without a place is -1: `at`
+                 below 0 or beyond the table, a negative page (not resident), a place beyond int32.
 offsets          int32 or int64 [requests].
-row_to_request   int32 or int64 [rows / next_n]: rows belong to these requests, many rows to one as in
-                 prefill, in any order. Everything per request (lengths, starts, slots, offsets,
-                 page_table) then has one entry per request, as many as these tensors agree on. A value
-                 outside [0, requests) makes the row empty: padding of a captured graph. Without it,
-                 request i owns rows i * next_n .. (i + 1) * next_n - 1.
-windows_per_row  True: lengths and starts are [rows / next_n], one per row (per next_n rows), although
-                 row_to_request is given.
+row_to_request   int32 or int64 [rows / next_n]: rows belong to these requests, many rows to one as
+                 in prefill, in any order. Everything per request (lengths, starts, slots, offsets,
+                 page_table) then has one entry per request, as many as these tensors agree on. A
+                 value outside [0, requests) makes the row empty: padding of a captured graph.
+                 Without it, request i owns rows i * next_n .. (i + 1) * next_n - 1.
+windows_per_row  True: lengths and starts are [rows / next_n], one per row (per next_n rows),
+                 although row_to_request is given.
 
 All of them are device data: nothing is read outside the tensors, whatever they hold, and a CUDA
 graph may change them between replays.
 
 Cost: `topk_kv` and `step_kv` are one launch, as `topk` is; a sorted answer takes its usual second
-one. `step_difference` takes a second launch of one block per request on CUDA, of fixed shape, so that
-a graph can capture it: the stored answer must be read whole before any row replaces it.
+one. `step_difference` takes a second launch of one block per request on CUDA, of fixed shape, so
+that a graph can capture it: the stored answer must be read whole before any row replaces it.
 """
 
 from __future__ import annotations

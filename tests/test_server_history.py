@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random server events against a model that knows only scores: no answer depends on the history.
 
-The model keeps one thing more, for `step_difference` alone: the set of positions that the contract
-says a slot holds.
+The model keeps one thing more, for `step_difference` alone: the set of positions that a slot holds.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -26,6 +26,7 @@ from gvr_topk import TopKCache
 from gvr_topk.testing import tuning
 
 LAYERS, SLOTS, DEPTH, N = 2, 5, 3, 300
+COUNT, ACCEPTED, HEADER = 0, 3, 4
 KINDS = ("normal", "quantised_33", "negative_mean", "random_bits")
 ALGORITHMS = st.sampled_from(["auto", "gvr", "resident", "stream", "radix"])
 TUNINGS = st.sampled_from(
@@ -67,6 +68,18 @@ class Server(RuleBasedStateMachine):
     def _scores(self, rows: int, data: st.DataObject) -> Tensor:
         kind, seed = data.draw(st.sampled_from(KINDS)), data.draw(st.integers(0, 5))
         return make_rows(kind, rows, N, self.k, device=self.device, seed=seed)
+
+    @invariant()
+    def every_slot_holds_what_its_history_left(self) -> None:
+        if self.hint_size < self.k:
+            return
+        state = self.cache.state.tolist()
+        for (layer, slot), entries in self.stored.items():
+            accepted = self.accepted[layer, slot]
+            assert state[layer][slot][0][ACCEPTED] == accepted
+            entry = state[layer][slot][accepted]
+            hints = entry[HEADER : HEADER + entry[COUNT]]
+            assert sorted(p for p in hints if p >= 0) == sorted(entries[accepted])
 
     def _record(self, layer: int, slot: int, next_n: int, indices: Tensor) -> None:
         """What the rows of one request leave behind: empty ones nothing."""

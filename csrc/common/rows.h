@@ -108,11 +108,12 @@ GVR_HOST_DEVICE bool group_takes_slot(const TopKParams& p, int64_t group, int64_
   return group_slot(p, group) == slot && row_window(p, (group + 1) * p.next_n - 1).size() > 0;
 }
 
-// A state that holds fewer hints than there are winners keeps every so-manieth output position:
-// hint j is the first position whose hint_at is j. 0: every position is kept, as far as there is
-// room.
+// A state that holds fewer hints than there are winners keeps those at even distances: hint j is
+// the winner at output position ceil(j * k / hints), up to k = 2^16, and about there beyond. The
+// step is hints / k in units of 2^-32; 0: every position is kept, as far as there is room.
 inline uint32_t make_hint_step(int32_t hints, int32_t k) {
-  return hints >= k ? 0u : static_cast<uint32_t>((static_cast<uint64_t>(hints) << 32) / k);
+  return hints >= k ? 0u
+                    : static_cast<uint32_t>(((static_cast<uint64_t>(hints) << 32) + k - 1) / k);
 }
 
 GVR_HOST_DEVICE uint32_t scaled_position(uint32_t position, uint32_t step) {
@@ -206,14 +207,12 @@ GVR_HOST_DEVICE RowPlaces row_places(const TopKParams& p, int64_t row) {
 // Index of a selected key in the KV cache; -1 where it has no place: a position before 0 or beyond
 // the page table, a negative page, or a result that int32 does not hold.
 GVR_HOST_DEVICE int32_t place_of(const RowPlaces& places, int32_t index) {
-  if (index < 0) return -1;
-  int64_t at = places.offset + index;
-  if (at < 0) return -1;
+  int64_t at = index < 0 ? -1 : places.offset + index;
   if (places.pages != nullptr) {
+    // One load and no branch around its use, so that a GPU keeps several in flight.
     const int64_t page = at >> places.bits;
-    if (page >= places.count) return -1;
+    const int64_t number = at >= 0 && page < places.count ? places.pages[page] : -1;
     const int64_t within = at & ((int64_t{1} << places.bits) - 1);
-    const int64_t number = places.pages[page];
     at = number < 0 ? -1 : (number << places.bits) + within;
   }
   return at >= 0 && at <= 0x7FFFFFFF ? static_cast<int32_t>(at) : -1;

@@ -9,8 +9,19 @@
 namespace gvr::cpu {
 namespace {
 
-bool contains(const std::vector<int32_t>& ascending, int32_t value) {
-  return std::binary_search(ascending.begin(), ascending.end(), value);
+// Answers are ascending already unless they were to be sorted by score.
+void make_ascending(std::vector<int32_t>& positions) {
+  if (!std::is_sorted(positions.begin(), positions.end())) {
+    std::sort(positions.begin(), positions.end());
+  }
+}
+
+// out: what a has and b lacks, both ascending and distinct; then -1 up to k. Returns how many.
+int32_t write_missing(const std::vector<int32_t>& a, const std::vector<int32_t>& b, int32_t* out,
+                      int32_t k) {
+  int32_t* end = std::set_difference(a.begin(), a.end(), b.begin(), b.end(), out);
+  std::fill(end, out + k, -1);
+  return static_cast<int32_t>(end - out);
 }
 
 }  // namespace
@@ -41,29 +52,20 @@ void read_previous(const TopKParams& p, int64_t slot, std::vector<int32_t>& prev
     const int32_t position = stored_position(hint.indices[i], p.hint_offset);
     if (position >= 0) previous.push_back(position);
   }
-  std::sort(previous.begin(), previous.end());
+  make_ascending(previous);
+  previous.erase(std::unique(previous.begin(), previous.end()), previous.end());
 }
 
 void write_difference(const TopKParams& p, int64_t row, const std::vector<int32_t>& previous) {
   const int32_t* indices = p.indices + row * p.indices_stride;
-  int32_t* entered = p.difference.entered + row * p.k;
-  int32_t* left = p.difference.left + row * p.k;
-  std::fill_n(entered, p.k, -1);
-  std::fill_n(left, p.k, -1);
-  int32_t entering = 0, leaving = 0;
   const int32_t winners = std::min(p.k, row_window(p, row).size());
-  if (winners > 0) {
-    std::vector<int32_t> selected(indices, indices + winners);
-    std::sort(selected.begin(), selected.end());
-    for (int32_t i = 0; i < winners; ++i) {
-      if (!contains(previous, indices[i])) entered[entering++] = indices[i];
-    }
-    for (const int32_t position : previous) {
-      if (!contains(selected, position) && leaving < p.k) left[leaving++] = position;
-    }
-  }
-  p.difference.counts[2 * row] = entering;
-  p.difference.counts[2 * row + 1] = leaving;
+  std::vector<int32_t> selected(indices, indices + winners);
+  make_ascending(selected);
+  // A row without a valid score reads nothing.
+  const std::vector<int32_t>& stored = winners > 0 ? previous : selected;
+  int32_t* counts = p.difference.counts + 2 * row;
+  counts[0] = write_missing(selected, stored, p.difference.entered + row * p.k, p.k);
+  counts[1] = write_missing(stored, selected, p.difference.left + row * p.k, p.k);
 }
 
 }  // namespace gvr::cpu

@@ -17,7 +17,8 @@ std::vector<int64_t> claim_slots(const TopKParams& p);
 // kv.out of a row whose indices are finished.
 void write_places(const TopKParams& p, int64_t row);
 
-// The positions stored in `slot` by the step that its last commit accepted, ascending.
+// The positions stored in `slot` for the draft that its last commit accepted, ascending and
+// distinct.
 void read_previous(const TopKParams& p, int64_t slot, std::vector<int32_t>& previous);
 
 // difference of a row whose indices are finished; `previous` as read before the group's first row.

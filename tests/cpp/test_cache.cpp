@@ -101,6 +101,32 @@ TEST_CASE("commit chooses the draft that hints the next step", "[cache]") {
   CHECK(stats[0][gvr::kStatHintHits].item<int64_t>() == kK);
 }
 
+TEST_CASE("a step places its keys and says what changed", "[cache]") {
+  TopKCache cache(1, 2, kK);
+  TopKCache::KvOptions kv;
+  kv.page_table = at::arange(100, at::kInt).flip(0).view({1, 100});
+  kv.page_size = 16;
+  const auto [places, indices] = cache.step_kv(winners_at(64), 0, ids({1}), {}, kv, {});
+  CHECK(at::equal(places, (99 - indices.div(16, "floor")) * 16 + indices.remainder(16)));
+  const auto [again, entered, left, counts] =
+      cache.step_difference(winners_at(64 + 10), 0, ids({1}), {}, {}, {});
+  CHECK(at::equal(counts, at::full({1, 2}, 10, at::kInt)));
+  const auto first = [](const at::Tensor& t) { return std::get<0>(t[0].narrow(0, 0, 10).sort()); };
+  CHECK(at::equal(first(entered), at::arange(64 + kK, 74 + kK, at::kInt)));
+  CHECK(at::equal(first(left), at::arange(64, 74, at::kInt)));
+}
+
+TEST_CASE("hints are seeded, moved and sent", "[cache]") {
+  TopKCache cache(2, 3, kK), other(2, 1, kK);
+  cache.seed(1, ids({2}), positions(100).view({1, kK}));
+  cache.remap(ids({2}), at::arange(1000).flip(0));
+  other.import_entries(ids({0}), cache.export_entries(ids({2})));
+  const auto [values, indices, stats] =
+      other.step_stats(winners_at(1000 - 100 - kK), 1, {}, {}, {});
+  CHECK(stats[0][gvr::kStatHintHits].item<int64_t>() == kK);
+  CHECK(cache.state()[0].narrow(-1, 0, kHeader).count_nonzero().item<int64_t>() == 0);
+}
+
 TEST_CASE("the cache says what it is and what it takes", "[cache]") {
   const TopKCache cache(3, 5, 100, /*hint_size=*/40, /*depth=*/2);
   CHECK(cache.layers() == 3);

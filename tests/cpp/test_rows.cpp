@@ -153,6 +153,107 @@ TEST_CASE("without slots request i has slot i, as far as there are slots", "[row
   CHECK(row_state(s.p, 6).entry == nullptr);
 }
 
+TEST_CASE("a map leads groups to requests, and to nothing where it is wild", "[rows]") {
+  State s;
+  const std::vector<int64_t> map{1, 0, 2, -1, kInt64Max, 1}, lengths{50, 90}, slots{2, 0};
+  s.p.groups = 6;
+  s.p.row_to_request = map.data();
+  s.p.row_to_request_int64 = s.p.lengths_int64 = s.p.slots_int64 = true;
+  s.p.requests = 2;
+  s.p.lengths = lengths.data();
+  s.p.slots = slots.data();
+  CHECK(row_window(s.p, 1).end == 90);
+  CHECK(row_window(s.p, 2).end == 49);
+  CHECK(row_state(s.p, 1).entry == s.entry(0, 1));
+  CHECK(row_state(s.p, 2).entry == s.entry(2, 0));
+  for (const int64_t group : {2, 3, 4}) {
+    for (const int64_t row : {2 * group, 2 * group + 1}) {
+      CHECK(row_window(s.p, row).size() == 0);
+      CHECK(row_slot(s.p, row) == -1);
+      CHECK(place_of(row_places(s.p, row), 7) == 7);
+    }
+  }
+  const std::vector<int64_t> by_group{10, 20, 30, 40, 50, 60};
+  s.p.lengths = by_group.data();
+  s.p.windows_per_group = true;
+  CHECK(row_window(s.p, 3).end == 20);
+  CHECK(row_window(s.p, 11).end == 60);
+  CHECK(row_window(s.p, 5).size() == 0);  // no request, whatever its length
+}
+
+TEST_CASE("a slot belongs to the last group that has a valid score", "[rows]") {
+  State s;
+  const std::vector<int64_t> slots{1, 0, 1, 1}, lengths{9, 9, 9, 0};
+  s.p.groups = 4;
+  s.p.slots = slots.data();
+  s.p.lengths = lengths.data();
+  s.p.slots_int64 = s.p.lengths_int64 = true;
+  CHECK(slots_may_repeat(s.p));
+  CHECK(group_takes_slot(s.p, 2, 1));
+  CHECK_FALSE(group_takes_slot(s.p, 3, 1));
+  CHECK_FALSE(group_takes_slot(s.p, 1, 1));
+  s.p.slots = nullptr;
+  CHECK_FALSE(slots_may_repeat(s.p));
+}
+
+TEST_CASE("few hints are spread evenly and never leave the entry", "[rows]") {
+  TopKParams p;
+  for (const int32_t k : {1, 2, 7, 64, 1000, 2048, 65537}) {
+    for (const int32_t hints : {1, 2, 3, 63, 64, 65, 1000, 2047, 2048, 3000}) {
+      p.state_hints = hints;
+      p.hint_step = make_hint_step(hints, k);
+      int32_t next = 0, last = -1;
+      for (int32_t position = 0; position < k; ++position) {
+        const int32_t at = hint_at(p, position);
+        if (at >= 0) {
+          if (at != next++) FAIL(hints << " of " << k << ": hint " << at << " out of turn");
+          if (last >= 0 && position - last > k / hints + 1) FAIL("a gap before " << position);
+          last = position;
+        }
+        if (hint_count(p, position + 1) != next) FAIL("count after " << position);
+      }
+      if (next > hints || next < std::min(hints, k)) FAIL(next << " hints of " << hints);
+    }
+  }
+  p.state_hints = 1;
+  p.hint_step = make_hint_step(1, kInt32Max);
+  CHECK(hint_count(p, kInt32Max) == 1);
+}
+
+TEST_CASE("a key's place is the page table's, or nowhere", "[rows]") {
+  const std::vector<int32_t> table{5, -1, 0, kInt32Max};
+  RowPlaces places{table.data(), 4, 0, 4};  // pages of 16
+  CHECK(place_of(places, 0) == 80);
+  CHECK(place_of(places, 15) == 95);
+  CHECK(place_of(places, 16) == -1);
+  CHECK(place_of(places, 33) == 1);
+  CHECK(place_of(places, 48) == -1);  // beyond int32
+  CHECK(place_of(places, 64) == -1);  // beyond the table
+  CHECK(place_of(places, -1) == -1);
+  places.offset = -32;
+  CHECK(place_of(places, 31) == -1);
+  CHECK(place_of(places, 32) == 80);
+  for (const int64_t far : {int64_t{1} << 62, -(int64_t{1} << 62)}) {
+    places.offset = far;
+    for (const int32_t bits : {0, 4, 30}) {
+      places.bits = bits;
+      CHECK(place_of(places, kInt32Max) == -1);
+    }
+  }
+  const RowPlaces ragged{nullptr, 0, kInt32Max - 5, 0};
+  CHECK(place_of(ragged, 5) == kInt32Max);
+  CHECK(place_of(ragged, 6) == -1);
+}
+
+TEST_CASE("offsets of any size are clamped to nowhere", "[rows]") {
+  TopKParams p = rows_of(100);
+  const std::vector<int64_t> offsets{kInt64Max, kInt64Min, 3};
+  p.kv.offsets = offsets.data();
+  p.kv.offsets_int64 = true;
+  for (const int64_t row : {0, 1}) CHECK(place_of(row_places(p, row), kInt32Max) == -1);
+  CHECK(place_of(row_places(p, 2), 4) == 7);
+}
+
 TEST_CASE("every draft row is hinted by the accepted entry", "[rows]") {
   State s;
   s.entry(1, 0)[kStateCount] = 2;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""topk_kv and step_kv: every selected key's place in the KV cache, against a model in plain ints."""
+"""topk_kv and step_kv: every selected key's place in the KV cache, against plain ints."""
 
 from __future__ import annotations
 
@@ -203,9 +203,7 @@ def test_rows_in_any_order_find_their_request(
     )
     by_row = {"lengths": lengths[rows.long()], "starts": starts[rows.long()]}
     assert_exact(exact_answer(scores, K, **by_row), indices)
-    check_places(
-        kv_indices, indices, page_table=table, page_size=64, offsets=offsets, requests=MAP
-    )
+    check_places(kv_indices, indices, page_table=table, page_size=64, offsets=offsets, requests=MAP)
 
 
 def test_windows_may_stay_per_row(device: str, algorithm: str) -> None:
@@ -244,9 +242,7 @@ def test_groups_of_drafts_find_their_request(device: str) -> None:
         page_size=64,
     )
     assert_exact(exact_answer(scores, K, lengths=lengths[rows], next_n=2), indices)
-    check_places(
-        kv_indices, indices, page_table=table, page_size=64, requests=[1, 1, 0], next_n=2
-    )
+    check_places(kv_indices, indices, page_table=table, page_size=64, requests=[1, 1, 0], next_n=2)
 
 
 @pytest.mark.parametrize("wild", [-1, 3, INT32_MAX, -(2**31)])
@@ -458,7 +454,7 @@ def test_outputs_must_not_overlap_the_page_table(device: str) -> None:
     scores = make_rows("normal", 2, N, K, device=device)
     table = make_table(2, K, device)
     before = table.clone()
-    with pytest.raises(ValueError, match="kv_indices: .*overlaps that of page_table"):
+    with pytest.raises(ValueError, match=r"kv_indices: .*overlaps that of page_table"):
         gvr_topk.topk_kv(
             scores, K, page_table=table, page_size=64, out=(table, torch.empty_like(table))
         )

@@ -144,6 +144,11 @@ def test_rows_without_a_slot_leave_the_state_alone(
     before = cache.state.clone()
     scores = make_rows("normal", 3, N, K, device=device)
     slots = _slots(bad, 2, bad, device=device, dtype=integer)
+    if bad > 0 and device == "cpu":
+        with pytest.raises(IndexError, match=f"^slots: got {bad} .*need slots < 5"):
+            cache.step(scores, 0, slots, algorithm=algorithm)
+        assert torch.equal(cache.state, before)
+        return
     values, indices = cache.step(scores, 0, slots, algorithm=algorithm, return_values=True)
     assert_exact(exact_answer(scores, K), indices, values)
     changed = (cache.state != before).any(-1).any(-1)[0]
@@ -156,8 +161,13 @@ def test_rows_without_a_slot_leave_the_state_alone(
 def test_slots_wider_than_32_bits_are_no_slots(device: str) -> None:
     cache = TopKCache(1, 2, K, device=device)
     scores = make_rows("normal", 4, N, K, device=device)
-    slots = _slots(2**32, 2**32 + 1, -(2**32), 2**63 - 1, device=device)
-    assert_exact(exact_answer(scores, K), cache.step(scores, 0, slots))
+    wide = (2**32, 2**32 + 1, -(2**32), 2**63 - 1)
+    if device == "cpu":
+        with pytest.raises(IndexError, match=r"^slots: got 4294967296 "):
+            cache.step(scores, 0, _slots(*wide, device=device))
+        wide = (-(2**32), -(2**32) + 1, -(2**63), -1)
+    indices = cache.step(scores, 0, _slots(*wide, device=device))
+    assert_exact(exact_answer(scores, K), indices)
     assert not bool(cache.state.any())
 
 

@@ -115,8 +115,22 @@ inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row
   const int32_t* indices = p.indices + row * p.indices_stride;
   int32_t* out = p.kv.out + row * p.kv.out_stride;
   const RowPlaces places = row_places(p, row);
-#pragma unroll 8
-  for (int i = threadIdx.x; i < p.k; i += blockDim.x) out[i] = place_of(places, indices[i]);
+  constexpr int kBatch = 8;
+  for (int64_t first = threadIdx.x; first < p.k; first += int64_t{kBatch} * blockDim.x) {
+    int32_t at[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int64_t i = first + int64_t{b} * blockDim.x;
+      at[b] = i < p.k ? indices[i] : -1;
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) at[b] = place_of(places, at[b]);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int64_t i = first + int64_t{b} * blockDim.x;
+      if (i < p.k) out[i] = at[b];
+    }
+  }
 }
 
 // Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster,
