@@ -5,15 +5,15 @@
    one at rank q has at least m * q keys up to it, and at most m * q + W * (m - 1). So
      sure    the sample at rank (K - W (m - 1)) / m, rounded down: all keys up to it are winners;
      enough  the sample at rank K / m, rounded up: no key behind it is a winner.
-2. Every rank sends its keys between the two. At most e = enough - sure (ranks of samples) samples
-   lie there, and between two samples of one rank there are m - 1 keys: no rank has more than
-   (e + 1) * m - 1 of them, about (W + 2) * m. The K-th key of all is one of these, and each rank
-   finds it by itself.
+2. Every rank sends its keys behind `sure` up to `enough`. These hold e samples, the difference of
+   their ranks. The rank that has `enough` sends at most e * m keys; any other has at most e - 1
+   samples there, and with the m - 1 keys around them at most e * m - 1. The K-th key of all is
+   among them, or `sure` itself, and each rank finds it by itself.
 
 Keys hold the global index, so that all of them differ and ties need no step of their own. Padding
 (short shards) counts as keys behind all others, which are no winners.
 
-Messages of K / m and (W + 2) m keys are least in all at m = sqrt(K / (W + 2)). Sampling for
+Messages of K / m and about (W + 1) m keys are least in all at m = sqrt(K / (W + 1)). Sampling for
 selection in sorted sequences is an old idea; see e.g. Frederickson and Johnson, The Complexity of
 Selection and Ranking in X + Y and Matrices with Sorted Columns (1982).
 """
@@ -45,10 +45,10 @@ class Plan:
 
     @classmethod
     def make(cls, k: int, world: int) -> Plan:
-        stride = max(1, isqrt(k // (world + 2)))
+        stride = max(1, isqrt(k // (world + 1)))
         sure = max(0, (k - world * (stride - 1)) // stride)
         enough = -(-k // stride)
-        band = max(1, min(k, (enough - sure + 1) * stride - 1))
+        band = max(1, min(k, (enough - sure) * stride))
         return cls(stride, k // stride, sure, enough, band)
 
 
