@@ -55,7 +55,9 @@ def agree(
     if failed:
         kind, message = failed[0][1]
         ranks = _ranks([rank for rank, _ in failed])
-        raise kind(f"{ranks} failed, rank {failed[0][0]} with {kind.__name__}: {message}") from error
+        raise kind(
+            f"{ranks} failed, rank {failed[0][0]} with {kind.__name__}: {message}"
+        ) from error
     given = [entry[1] for entry in told]
     problem = _dispute(given) or judge(given)
     if problem is not None:

@@ -55,7 +55,9 @@ class Communicator:
                 "group: torch.distributed has no process group, "
                 "need torch.distributed.init_process_group first"
             )
-        self.group = dist.group.WORLD if group is None else group
+        member = dist.group.WORLD if group is None else group
+        assert member is not None  # initialised, see above
+        self.group: dist.ProcessGroup = member
         self.rank = dist.get_rank(self.group)
         self.world = dist.get_world_size(self.group)
         if self.rank < 0:

@@ -88,6 +88,8 @@ class Blocks(Placement):
         # An empty shard shares its offset with the next one: which of them goes first is free.
         self.rank_order = tuple(sorted(ranks, key=lambda r: offsets[r]) if offsets else ranks)
         self._first: int | Tensor | None = offsets[comm.rank] if offsets else None
+        if comm.world == 1 and offsets is None:
+            self._first = 0
 
     def _offset(self) -> int | Tensor:
         if self._first is None:
@@ -179,7 +181,7 @@ def place(layout: LayoutSpec, comm: Communicator, size: int, device: torch.devic
         raise TypeError(
             f"layout: got {type_name(layout)}, need a str, Interleaved or a sequence of ints"
         )
-    return Blocks(comm, size, device, _checked_offsets(layout, comm, size))
+    return Blocks(comm, size, device, _checked_offsets(layout, comm, size))  # type: ignore[arg-type]
 
 
 def _checked_offsets(layout: Sequence[int], comm: Communicator, size: int) -> tuple[int, ...]:

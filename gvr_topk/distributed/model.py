@@ -17,7 +17,19 @@ import torch
 from .splitters import Plan
 from .threshold import key_bits
 
-__all__ = ["LINKS", "METHODS", "Link", "Shape", "choose", "digit_schedule", "operands", "seconds"]
+__all__ = [
+    "LINKS",
+    "METHODS",
+    "Link",
+    "Shape",
+    "cached_plan",
+    "choose",
+    "digit_schedule",
+    "moved",
+    "operands",
+    "plan",
+    "seconds",
+]
 
 METHODS = ("candidates", "threshold", "splitters")
 _MOST_DIGIT_BITS = 16
@@ -96,27 +108,41 @@ def seconds(method: str, shape: Shape, link: Link) -> float:
     return sum(link.time(kind, size, shape.world) for kind, size in operands(method, shape))
 
 
-@lru_cache
 def digit_schedule(shape: Shape, link: Link = LINKS["cuda"]) -> tuple[int, ...]:
     """Digits of method "threshold": many bins for few rows, few bins for many."""
     total = key_bits(shape.dtype, shape.ordered)
+    best: tuple[int, ...] = ()
+    least = float("inf")
+    for rounds in range(-(-total // _MOST_DIGIT_BITS), total + 1):
+        short, longer = divmod(total, rounds)
+        digits = (short + 1,) * longer + (short,) * (rounds - longer)
+        cost = 0.0
+        for bits in digits:
+            cost += link.time("all_reduce", 4 * shape.rows * ((1 << bits) - 1), shape.world)
+        if cost < least:
+            best, least = digits, cost
+        elif short < 8:
+            break  # ever more rounds of ever fewer bins
+    return best
 
-    def cost(digits: tuple[int, ...]) -> float:
-        sizes = (4 * shape.rows * ((1 << bits) - 1) for bits in digits)
-        return sum(link.time("all_reduce", size, shape.world) for size in sizes)
 
-    least = -(-total // _MOST_DIGIT_BITS)
-    return min((_split(total, rounds) for rounds in range(least, total + 1)), key=cost)
-
-
-def _split(total: int, rounds: int) -> tuple[int, ...]:
-    short, longer = divmod(total, rounds)
-    return (short + 1,) * longer + (short,) * (rounds - longer)
-
-
-@lru_cache
 def choose(shape: Shape, link: Link) -> str:
     """The method whose collectives take the least time; the first of METHODS at a draw."""
-    return min(METHODS, key=lambda method: seconds(method, shape, link))
+    best, least = METHODS[0], float("inf")
+    for method in METHODS:
+        cost = seconds(method, shape, link)
+        if cost < least:
+            best, least = method, cost
+    return best
 
 
+def plan(method: str, shape: Shape, link: Link) -> tuple[str, tuple[int, ...]]:
+    """The method to use ("auto" resolved) and the digits of "threshold".
+
+    Plain loops, which torch.compile traces; eager calls take `cached_plan`.
+    """
+    chosen = choose(shape, link) if method == "auto" else method
+    return chosen, digit_schedule(shape, link) if chosen == "threshold" else ()
+
+
+cached_plan = lru_cache(maxsize=1024)(plan)

@@ -17,7 +17,7 @@ from . import candidates, splitters, threshold
 from .agreement import agree, checks_by_default
 from .collectives import Communicator
 from .layout import INT32_MAX, LayoutSpec, Pages, Placement, Window, place
-from .model import LINKS, METHODS, Shape, choose, digit_schedule
+from .model import LINKS, METHODS, Shape, cached_plan, plan
 from .winners import Local, Winners, gather_answer, own_prefix
 
 __all__ = ["topk"]
@@ -177,12 +177,12 @@ class _Call:
             )
         self._check_window()
         placement = place(self.layout, self.comm, scores.shape[-1], scores.device)
-        paged = isinstance(placement, Pages) and placement.page > 1
-        if paged and self.cache is not None and self._translates() and self.window.next_n > 1:
+        page = placement.page if isinstance(placement, Pages) else 1
+        next_n = self.window.next_n
+        if page > 1 and next_n > 1 and self.cache is not None and self._translates():
             raise ValueError(
-                f"next_n: got {self.window.next_n} with a cache and pages of {placement.page} keys, "  # type: ignore[attr-defined]
-                "in which drafts do not end one key apart; need hint= instead of cache=, or "
-                "window='local'"
+                f"next_n: got {next_n} with a cache and pages of {page} keys, in which drafts do "
+                "not end one key apart; need hint= instead of cache=, or window='local'"
             )
         return placement
 
@@ -209,9 +209,7 @@ class _Call:
                 f"next_n: got {next_n}, need a positive divisor of the number of rows ({rows})"
             )
         if self.window.compress_ratio < 1:
-            raise ValueError(
-                f"compress_ratio: got {self.window.compress_ratio}, need at least 1"
-            )
+            raise ValueError(f"compress_ratio: got {self.window.compress_ratio}, need at least 1")
         for name, tensor in (("lengths", self.window.lengths), ("starts", self.window.starts)):
             if tensor is None:
                 continue
@@ -300,7 +298,8 @@ class _Call:
         ordered = local.placement.rank_order is not None
         shape = Shape(self.rows, self.k, comm.world, self.scores.dtype, ordered, whole)
         link = LINKS["cuda" if self.scores.is_cuda else "cpu"]
-        method = choose(shape, link) if self.method == "auto" else self.method
+        planner = plan if torch.compiler.is_compiling() else cached_plan
+        method, digits = planner(self.method, shape, link)
         if method == "candidates" and whole:
             return candidates.merge(local, comm, self.sorted)
         winners: Winners
@@ -309,7 +308,7 @@ class _Call:
         elif method == "splitters":
             winners = splitters.count_winners(local, comm)
         else:
-            winners = threshold.count_winners(local, comm, digit_schedule(shape, link))
+            winners = threshold.count_winners(local, comm, digits)
         if whole:
             return gather_answer(local, winners, comm, self.sorted)
         return own_prefix(local, winners)

@@ -51,9 +51,7 @@ def count_winners(local: Local, comm: Communicator, digits: Sequence[int]) -> Wi
     return Winners(by_rank[comm.rank], by_rank)
 
 
-def _agree(
-    keys: Tensor, k: int, comm: Communicator, digits: Sequence[int], total: int
-) -> Tensor:
+def _agree(keys: Tensor, k: int, comm: Communicator, digits: Sequence[int], total: int) -> Tensor:
     """int64 [rows, 1]: the K-th smallest key of all ranks, cut to its leading digits.
 
     With fewer than k keys in all, every digit comes out as its largest value.

@@ -53,9 +53,7 @@ def own_prefix(local: Local, winners: Winners) -> ops.TopKResult:
     place = torch.arange(local.k, device=local.indices.device)
     won = place < winners.own[:, None]
     values = from_bits(to_bits(local.values), local.values.dtype)
-    return ops.TopKResult(
-        values.masked_fill(~won, -torch.inf), torch.where(won, local.indices, -1)
-    )
+    return ops.TopKResult(values.masked_fill(~won, -torch.inf), torch.where(won, local.indices, -1))
 
 
 def gather_answer(

@@ -124,7 +124,11 @@ def test_winners_are_counted_exactly_wherever_they_lie(method: str, pattern: str
 
 
 @given(
-    st.sampled_from(PATTERNS), st.integers(2, 8), st.integers(1, 400), st.integers(1, 900), st.data()
+    st.sampled_from(PATTERNS),
+    st.integers(2, 8),
+    st.integers(1, 400),
+    st.integers(1, 900),
+    st.data(),
 )
 @settings(max_examples=60)
 def test_any_split_of_the_winners_is_counted_exactly(
