@@ -289,7 +289,7 @@ def time_merges(bench: Bench, rows: tuple[int, ...]) -> list[dict[str, Any]]:
 def process_group() -> Iterator[torch.device]:
     """The group that torchrun describes, or one of this process alone."""
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ.setdefault("MASTER_PORT", "0")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cpu")

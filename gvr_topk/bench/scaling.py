@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gvr_topk.distributed.model import METHODS, Link, Shape, moved, operands, seconds
+from gvr_topk.distributed.model import LINKS, METHODS, Link, Shape, moved, operands, seconds
 
 from .cells import size_label
 
@@ -94,6 +94,13 @@ class Inputs:
         found = [(m["ranks"], m["median_us"]) for m in self.measured["merges"] if m["rows"] == rows]
         return _interpolate(sorted(found), ranks)
 
+    @property
+    def tuned_for(self) -> Link:
+        return LINKS["cuda" if self.measured["backend"] == "nccl" else "cpu"]
+
+    def collectives_us(self, method: str, shape: Shape) -> float:
+        return 1e6 * seconds(method, shape, self.link, self.tuned_for)
+
     def rest_us(self, method: str, return_: str, rows: int) -> float:
         """What the measured call took beyond selection, collectives and merge: small kernels.
 
@@ -119,7 +126,7 @@ class Inputs:
 
     def predict_us(self, method: str, return_: str, rows: int, ranks: int, keys: int) -> float:
         shape = Shape(rows, self.measured["k"], ranks, whole=return_ == "global")
-        total = self.local_us(rows, keys / ranks) + 1e6 * seconds(method, shape, self.link)
+        total = self.local_us(rows, keys / ranks) + self.collectives_us(method, shape)
         if method == "candidates":
             total += self.merge_us(rows, ranks)
         return total + self.rest_us(method, return_, rows)
@@ -184,7 +191,13 @@ def model_tables(records: Sequence[dict[str, Any]], keys: int) -> Iterator[str]:
                 times = [inputs.predict_us(m, return_, rows, ranks, keys) for m in METHODS]
                 shape = Shape(rows, record["k"], ranks, whole=return_ == "global")
                 least = min(
-                    (sum(moved(kind, size, ranks) for kind, size in operands(m, shape)), m)
+                    (
+                        sum(
+                            moved(kind, size, ranks)
+                            for kind, size in operands(m, shape, inputs.tuned_for)
+                        ),
+                        m,
+                    )
                     for m in METHODS
                 )
                 cells = [f"{inputs.gather_us(rows, ranks, keys):.0f}", *(f"{t:.0f}" for t in times)]

@@ -7,7 +7,6 @@ a latency per collective and a bandwidth (`Link`); docs/scaling.md derives the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log2
@@ -73,12 +72,11 @@ def moved(kind: str, size: int, world: int) -> float:
     return size * (world - 1) * (1 if kind == "all_gather" else 2 / world)
 
 
-def operands(
-    method: str, shape: Shape, digits: Sequence[int] | None = None
-) -> list[tuple[str, int]]:
+def operands(method: str, shape: Shape, link: Link = LINKS["cuda"]) -> list[tuple[str, int]]:
     """(collective, bytes of each rank's operand) in the order in which a method runs them.
 
-    Layout "contiguous" adds one all-gather of 8 bytes where offsets matter.
+    `link` sets the digits of "threshold". Layout "contiguous" adds one all-gather of 8 bytes where
+    offsets matter.
     """
     rows, k, world = shape.rows, shape.k, shape.world
     if world == 1:
@@ -92,7 +90,7 @@ def operands(
             ("all_gather", 8 * rows * (plan.band + 1)),
         ]
     else:
-        digits = digits or digit_schedule(shape)
+        digits = digit_schedule(shape, link)
         calls = [("all_reduce", 4 * rows * ((1 << bits) - 1)) for bits in digits]
         if shape.ordered:
             calls.append(("all_gather", 16 * rows))
@@ -103,9 +101,12 @@ def operands(
     return calls
 
 
-def seconds(method: str, shape: Shape, link: Link) -> float:
-    """Time of a method's collectives."""
-    return sum(link.time(kind, size, shape.world) for kind, size in operands(method, shape))
+def seconds(method: str, shape: Shape, link: Link, tuned_for: Link | None = None) -> float:
+    """Time of a method's collectives; `tuned_for`: what the digits were chosen for."""
+    total = 0.0
+    for kind, size in operands(method, shape, tuned_for or link):
+        total += link.time(kind, size, shape.world)
+    return total
 
 
 def digit_schedule(shape: Shape, link: Link = LINKS["cuda"]) -> tuple[int, ...]:

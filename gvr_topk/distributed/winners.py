@@ -99,6 +99,6 @@ def select(
     The lowest position wins a tie in the kernel, so here the lowest global index does. `count` of
     each row's candidates are real; the rest may hold anything.
     """
-    best, position = torch.ops.gvr.topk(values.contiguous(), k, lengths=count, sorted=sorted)
+    best, position = torch.ops.gvr.topk(values, k, lengths=count, sorted=sorted)
     chosen = indices.gather(-1, position.clamp(min=0).to(torch.int64))
     return ops.TopKResult(best, torch.where(position < 0, -1, chosen))
