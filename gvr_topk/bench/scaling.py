@@ -114,10 +114,8 @@ class Inputs:
             names = {result["contender"] for result in cell["results"]}
             name = f"{method}-{return_}"
             name = f"{name}-compiled" if f"{name}-compiled" in names else name
-            known = 1e6 * seconds(
-                method, Shape(rows, k, world, whole=return_ == "global"), self.link
-            )
-            known += _time(cell, "local")
+            shape = Shape(rows, k, world, whole=return_ == "global")
+            known = self.collectives_us(method, shape) + _time(cell, "local")
             if method == "candidates":
                 known += self.merge_us(rows, world)
             rests.append((name.endswith("compiled"), _time(cell, name) - known))

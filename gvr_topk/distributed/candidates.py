@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops import TopKResult
 from .collectives import Communicator
 from .keys import from_bits, to_bits
-from .winners import Local, Winners, in_index_order, select
+from .winners import Local, Winners, in_index_order, rearranged, select
 
 __all__ = ["count_winners", "merge"]
 
@@ -22,9 +22,7 @@ def gather_candidates(local: Local, comm: Communicator) -> Tensor:
     """int32 [2, rows, world * k]: global indices and bits of the scores, rank after rank."""
     message = torch.stack((local.global_indices(), to_bits(local.values)))
     gathered = comm.all_gather(message)
-    order = local.placement.rank_order
-    if order is not None and order != tuple(range(comm.world)):
-        gathered = gathered[list(order)]
+    gathered = rearranged(gathered, local.placement.rank_order or range(comm.world))
     return gathered.permute(1, 2, 0, 3).reshape(2, local.rows, comm.world * local.k)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .collectives import Communicator
 from .keys import INDEX_BITS, PADDING, score_bits
-from .winners import Local, Winners
+from .winners import Local, Winners, rearranged
 
 __all__ = ["count_winners", "key_bits"]
 
@@ -41,13 +41,12 @@ def count_winners(local: Local, comm: Communicator, digits: Sequence[int]) -> Wi
     last = bound + (2**INDEX_BITS - 1)
     edges = torch.cat((bound, last), 1)
     before, upto = torch.searchsorted(keys, edges).unbind(1)
-    better, ties = comm.all_gather(torch.stack((before, upto - before))).unbind(1)
+    counts = comm.all_gather(torch.stack((before, upto - before)))
+    better, ties = rearranged(counts, order).unbind(1)
     # Ties go to the ranks in index order until the K places are taken.
-    sequence = list(order)
-    ties_before = torch.empty_like(ties)
-    ties_before[sequence] = ties[sequence].cumsum(0) - ties[sequence]
-    left = local.k - better.sum(0) - ties_before
-    by_rank = better + torch.minimum(left.clamp(min=0), ties)
+    left = local.k - better.sum(0) - (ties.cumsum(0) - ties)
+    taken = better + torch.minimum(left.clamp(min=0), ties)
+    by_rank = rearranged(taken, [order.index(rank) for rank in range(comm.world)])
     return Winners(by_rank[comm.rank], by_rank)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,15 @@ from .collectives import Communicator
 from .keys import from_bits, sort_keys, to_bits
 from .layout import INT32_MAX, Placement
 
-__all__ = ["Local", "Winners", "gather_answer", "in_index_order", "own_prefix", "select"]
+__all__ = [
+    "Local",
+    "Winners",
+    "gather_answer",
+    "in_index_order",
+    "own_prefix",
+    "rearranged",
+    "select",
+]
 
 
 class Local:
@@ -67,8 +76,7 @@ def gather_answer(
     if by_rank is None:
         by_rank = comm.all_gather(winners.own)
     order = local.placement.rank_order or tuple(range(comm.world))
-    earlier = list(order[: order.index(comm.rank)])
-    first = by_rank[earlier].sum(0)[:, None]
+    first = rearranged(by_rank, order)[: order.index(comm.rank)].sum(0)[:, None]
     slot = torch.arange(local.k, device=first.device) - first
     mine = ((slot >= 0) & (slot < winners.own[:, None]))[:, None]
     # 0 is what the others add, so an index is stored one higher: below 2^31 for every index.
@@ -83,6 +91,16 @@ def gather_answer(
         indices, raw = in_index_order(indices, packed[:, 1])
         values = from_bits(raw, local.values.dtype)
     return select(values, indices, count, local.k, sorted=True)
+
+
+def rearranged(by_rank: Tensor, order: Sequence[int]) -> Tensor:
+    """[world, ...] in another order of ranks.
+
+    Slices, since indexing with a list would copy it to the device, which no CUDA graph may do.
+    """
+    if tuple(order) == tuple(range(len(order))):
+        return by_rank
+    return torch.stack([by_rank[rank] for rank in order])
 
 
 def in_index_order(indices: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
