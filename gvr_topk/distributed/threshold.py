@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Method "threshold": the ranks agree on the K-th score digit by digit, and send no scores.
+
+Each round all-reduces how many of the local bests lie before each of 2^d equally spaced keys, and
+keeps the digit in which the K-th falls: no traffic depends on K or on the number of ranks. The
+rounds are fixed by the dtype alone, so that nothing is read back and a CUDA graph can hold them.
+
+The tie class is shared out by the order of ranks where each shard is one block (one small gather);
+otherwise the same rounds go on through the digits of the global index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .collectives import Communicator
+from .keys import INDEX_BITS, PADDING, score_bits
+from .winners import Local, Winners, rearranged
+
+__all__ = ["count_winners", "key_bits"]
+
+
+def key_bits(dtype: torch.dtype, ordered: bool) -> int:
+    """Bits that the rounds have to settle; `ordered`: each shard is one block."""
+    return score_bits(dtype) + (0 if ordered else INDEX_BITS)
+
+
+def count_winners(local: Local, comm: Communicator, digits: Sequence[int]) -> Winners:
+    """Length of each rank's winning prefix. `digits` sum up to `key_bits`."""
+    order = local.placement.rank_order
+    keys = local.keys()
+    total = score_bits(local.values.dtype) + INDEX_BITS
+    bound = _agree(keys, local.k, comm, digits, total)
+    if order is None:
+        # All keys differ, so the bound is the K-th key itself, or all ones where there is no K-th.
+        return Winners(((keys <= bound) & (keys < PADDING)).sum(-1))
+    # Indices end below 2^31 - 1: this counts the whole class of `bound`, and never the padding.
+    last = bound + (2**INDEX_BITS - 1)
+    edges = torch.cat((bound, last), 1)
+    before, upto = torch.searchsorted(keys, edges).unbind(1)
+    counts = comm.all_gather(torch.stack((before, upto - before)))
+    better, ties = rearranged(counts, order).unbind(1)
+    # Ties go to the ranks in index order until the K places are taken.
+    left = local.k - better.sum(0) - (ties.cumsum(0) - ties)
+    taken = better + torch.minimum(left.clamp(min=0), ties)
+    by_rank = rearranged(taken, [order.index(rank) for rank in range(comm.world)])
+    return Winners(by_rank[comm.rank], by_rank)
+
+
+def _agree(keys: Tensor, k: int, comm: Communicator, digits: Sequence[int], total: int) -> Tensor:
+    """int64 [rows, 1]: the K-th smallest key of all ranks, cut to its leading digits.
+
+    With fewer than k keys in all, every digit comes out as its largest value.
+    """
+    bound = torch.zeros(len(keys), 1, dtype=torch.int64, device=keys.device)
+    shift = total
+    for bits in digits:
+        shift -= bits
+        # The last bin needs no edge: what lies before none of the others falls there.
+        steps = torch.arange(1, 1 << bits, dtype=torch.int64, device=keys.device) << shift
+        before = comm.all_reduce(torch.searchsorted(keys, bound + steps, out_int32=True))
+        digit = (before < k).sum(-1, keepdim=True)
+        bound = bound + (digit << shift)
+    return bound
