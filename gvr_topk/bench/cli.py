@@ -219,6 +219,31 @@ def targets(
     raise typer.Exit(1 if strict and short else 0)
 
 
+@app.command()
+def report(
+    root: Annotated[Path, typer.Option(help="The checkout.")] = Path("."),
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 where something is stale.")
+    ] = False,
+) -> None:
+    """Rewrite every number and plot of README.md and docs/ from benchmarks/results/*.json.
+
+    \b
+    Examples:
+      python -m gvr_topk.bench report
+      python -m gvr_topk.bench report --check
+    """
+    try:
+        from .report import refresh, stale
+    except ImportError as error:
+        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    with _user_errors():
+        lines = stale(root) if check else [str(path) for path in refresh(root)]
+    for line in lines:
+        print(line)
+    raise typer.Exit(1 if check and lines else 0)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def evidence(
     context: typer.Context,
