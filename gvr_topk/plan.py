@@ -40,7 +40,7 @@ class Device(NamedTuple):
             found.name,
             found.multi_processor_count,
             capability,
-            found.shared_memory_per_block_optin,
+            found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # not in the stub
             widest if capability >= 90 else 1,
         )
 

@@ -194,6 +194,14 @@ def table(
         console.print(line, markup=False)
 
 
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    matplotlib.use("Agg")  # files only: no display is needed
+
+
 @app.command()
 def plot(
     files: Record,
@@ -212,10 +220,9 @@ def plot(
 
     with _user_errors():
         results = Results.load(*files)
-    try:
-        from . import plots
-    except ImportError as error:
-        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    _need_matplotlib()
+    from . import plots
+
     for path in plots.draw(results, out or files[0].parent, suffix):
         print(path)
 
@@ -261,10 +268,9 @@ def report(
       python -m gvr_topk bench report
       python -m gvr_topk bench report --check
     """
-    try:
-        from .report import refresh, stale
-    except ImportError as error:
-        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    _need_matplotlib()
+    from .report import refresh, stale
+
     with _user_errors():
         lines = stale(root) if check else [str(path) for path in refresh(root)]
     for line in lines:

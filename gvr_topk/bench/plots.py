@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots from a record alone. Each says the card and the suite it comes from."""
+"""Plots from a record alone, as figures or files. A file says the card and the date."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
