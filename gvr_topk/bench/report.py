@@ -328,7 +328,7 @@ def contenders(records: Records) -> list[str]:
         ]
         for e in issue.entries
     ]
-    return _table(["rows x N", *(f"`{name}`" for name in issue.contenders)], lines)
+    return _table(["rows x N", *issue.contenders], lines)
 
 
 def warm(records: Records) -> list[str]:
