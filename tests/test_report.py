@@ -85,6 +85,17 @@ def test_a_result_that_is_not_exact_has_no_number(checkout: Path) -> None:
     assert all(line.split("|")[4:6] == ["  ", "  "] for line in lines[2:])
 
 
+def test_a_hint_that_pays_is_not_said_to_be_worth_little(checkout: Path) -> None:
+    path = checkout / "benchmarks/results/h200-issue.json"
+    record = json.loads(path.read_text())
+    for factor, verdict in ((0.95, "is worth little here"), (0.8, "does not always pay")):
+        for entry in record["cells"]:
+            times = {r["contender"]: r["cold"] for r in entry["results"]}
+            times["auto"]["median_us"] = factor * times["auto-nohint"]["median_us"]
+        path.write_text(json.dumps(record))
+        assert verdict in "\n".join(BLOCKS["hint-worth"](Records(checkout)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

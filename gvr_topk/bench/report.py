@@ -37,6 +37,7 @@ _BLOCK = re.compile(
     r"(?P<open>^<!-- report:(?P<name>[\w-]+) -->\n)(?P<text>.*?)(?P<close>^<!-- /report -->)",
     re.DOTALL | re.MULTILINE,
 )
+_WORTH_NAMING = 10.0  # per cent
 _NAMES = {"auto": "gvr_topk"}
 _HEADLINE = ((1, 64), (1, 1024), (16, 128), (64, 64), (128, 1024), (512, 64))  # rows, N / 1024
 
@@ -286,12 +287,13 @@ def hint_worth(records: Records) -> list[str]:
         if (with_hint := entry.time("stream")) is not None
         and (without := entry.time("stream-nohint")) is not None
     ]
+    little = min(change) > -_WORTH_NAMING
+    verdict = "is worth little here" if little else "does not always pay"
     return _paragraph(
-        "* **The hint is worth little here.** A sample of the row itself sets the threshold about "
-        f"as well. Made to gather the hint, `stream` takes {statistics.median(costs):.1f} us more "
-        f"in the median of {len(costs)} shapes ({_span(costs)}); `auto` takes {_span(change)} % "
-        "more with a hint than without, because it uses one only for long rows that a single CTA "
-        "reads.",
+        f"* **The hint {verdict}.** A sample of the row itself also sets a threshold. Made to "
+        f"gather the hint, `stream` takes {statistics.median(costs):.1f} us more in the median of "
+        f"{len(costs)} shapes ({_span(costs)}); `auto`, which may leave a hint alone, takes "
+        f"{_span(change)} % more with one than without.",
         indent="  ",
     )
 
