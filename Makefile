@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo           replay a recorded decode and check every step
 # make test           pytest, then the C++ tests
+# make docs           build the documentation site into build/site; a warning is an error
+# make notebooks      execute every notebook and keep what it shows
+# make figures        rewrite the numbers and plots of the documentation from benchmarks/results
+# make distribution   sdist and wheel into an empty environment, CPU only
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does
 #
@@ -10,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cuda-compile format lint clean
+.PHONY: help build demo test docs notebooks test-notebooks figures distribution cuda-compile format lint clean
 
 PYTHON ?= python3
 GVR_CATCH2_INCLUDE ?=
@@ -21,7 +25,7 @@ CUDA_HOME ?= /usr/local/cuda
 CUDA_OBJECTS := build/cuda-compile
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,13s/^# \{0,1\}//p' Makefile
 
 # For the GPUs of this machine; for one architecture where there is none, to save minutes. A wheel
 # is built by pip and has setup.py's full list.
@@ -43,6 +47,27 @@ test: build
 	"$$python" -m pytest || status=1; \
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error || status=1; \
 	exit $$status
+
+# Reads the sources; the extension is not needed.
+docs:
+	@python=$$(PYTHON="$(PYTHON)" tools/find_python.sh material=mkdocs-material \
+	  mkdocstrings='mkdocstrings[python]'); \
+	NO_MKDOCS_2_WARNING=1 "$$python" -m mkdocs build --quiet --strict && echo "docs: build/site/index.html"
+
+NOTEBOOK_PYTHON = $$(PYTHON="$(PYTHON)" tools/find_python.sh nbclient nbformat ipykernel matplotlib pandas)
+
+notebooks: build
+	@"$(NOTEBOOK_PYTHON)" tools/run_notebooks.py
+
+# The notebooks without writing them, and the documentation against the records.
+test-notebooks: build
+	@"$(NOTEBOOK_PYTHON)" -m pytest -m '' tests/test_notebooks.py tests/test_report.py
+
+figures: build
+	@"$(NOTEBOOK_PYTHON)" -m gvr_topk bench report
+
+distribution:
+	@PYTHON="$(PYTHON)" tools/check_distribution.sh
 
 CUDA_SOURCES := $(shell find csrc -name '*.cu')
 CUDA_HEADERS := $(shell find csrc -name '*.cuh' -o -name '*.h')

@@ -4,43 +4,64 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 RECORD = Path(__file__).with_name("_build.json")
 REBUILD = "Rebuild it for this environment: pip install --no-build-isolation ."
+_NEEDED = ("torch", "cuda", "architectures", "python")
 
 
 def build_info() -> dict[str, Any]:
     """What the extension was built with: torch, cuda (None: a CPU build), architectures, python.
 
-    Raises ImportError when no extension has been built.
+    Raises ImportError when no extension has been built, or its record cannot be read.
     """
     if not RECORD.is_file():
         raise ImportError(f"gvr_topk: the extension is not built ({RECORD} is missing). {REBUILD}")
-    return json.loads(RECORD.read_text())
+    try:
+        build = json.loads(RECORD.read_text())
+        return {key: build[key] for key in _NEEDED}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ImportError(f"gvr_topk: {RECORD} is damaged ({error}). {REBUILD}") from error
 
 
 def mismatches(build: dict[str, Any]) -> list[str]:
     """Why an extension of this build cannot run here; empty when it can."""
+    import torch
+
     found = []
-    if build["torch"].split(".")[:2] != torch.__version__.split(".")[:2]:
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if build["python"] != python:
+        found.append(f"it was built for Python {build['python']}, running is {python}")
+    if _minor(build["torch"]) != _minor(torch.__version__):
         found.append(f"it was built for torch {build['torch']}, running is {torch.__version__}")
     if build["cuda"] is not None and build["cuda"] != torch.version.cuda:
-        found.append(
-            f"it was built for CUDA {build['cuda']}, this torch is for CUDA {torch.version.cuda}"
-        )
+        has = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        found.append(f"it was built for CUDA {build['cuda']}, this torch is {has}")
     return found
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def load() -> None:
     """Import gvr_topk._C or raise one ImportError that says why not and what to do."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"gvr_topk: torch does not import ({error}). Install torch >= 2.11 in this Python, "
+            "then build gvr_topk for it: pip install --no-build-isolation ."
+        ) from error
     found = mismatches(build_info())
     if found:
         raise ImportError(f"gvr_topk: the extension does not fit: {'; '.join(found)}. {REBUILD}")
     try:
         from gvr_topk import _C  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"gvr_topk: the extension does not load: {error}. {REBUILD}") from error
+    # RuntimeError: torch refuses a second library that registers the same operators.
+    except (ImportError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ImportError(f"gvr_topk: the extension does not load: {reason}. {REBUILD}") from error

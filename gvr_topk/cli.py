@@ -7,15 +7,19 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from .bench.cli import app as bench_app
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .plan import Plan
     from .traces import Trace
 
 # click's class where typer stands on click, typer's own copy of it where not.
@@ -30,6 +34,7 @@ app = typer.Typer(
 )
 trace_app = typer.Typer(help="Work with recorded traces.", rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
+app.add_typer(bench_app, name="bench")
 
 
 class UserError(Exception):
@@ -63,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app(args=given, prog_name="python -m gvr_topk", standalone_mode=False) or 0
     except _UsageError as error:
         message = error.format_message()  # type: ignore[attr-defined]
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group without its command
+            print(message, file=sys.stderr)
+            return 2
     except UserError as error:
         message = str(error)
     except typer.Abort:  # Ctrl-C
@@ -82,19 +90,25 @@ def _user_errors() -> Iterator[None]:
 
 
 @app.command()
-def env(json_output: JsonOption = False) -> None:
-    """Describe this installation: versions, the compiled extension, devices.
+def env(
+    import_time: Annotated[
+        bool, typer.Option("--import-time", help="Also measure the import, in a fresh process.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Describe this installation: versions, the compiled extension, devices, installed size.
 
     Works, and says why, where the extension does not load.
 
     \b
     Examples:
       python -m gvr_topk env
+      python -m gvr_topk env --import-time
       python -m gvr_topk env --json
     """
     from .env import collect, render
 
-    report = collect()
+    report = collect(import_time=import_time)
     print(json.dumps(report, indent=2) if json_output else render(report))
 
 
@@ -152,7 +166,7 @@ def explain(
     device: DeviceOption = DeviceName.auto,
     json_output: JsonOption = False,
 ) -> None:
-    """Select the Top-K of one step or file and print how each row was found.
+    """Select the Top-K of one step or file; print how each row was found, the plan and why.
 
     \b
     Examples:
@@ -172,13 +186,21 @@ def explain(
             algorithm=algorithm.value,
         )
     title = f"{case.label}: Top-{k} of {case.scores.shape[-1]} on {case.scores.device}"
+    plan, device_name = _plan(case, k, algorithm)
     if json_output:
         rows = [{**row._asdict(), "path": row.path_name} for row in answer.stats]
-        print(json.dumps({"title": title, "algorithm": algorithm.value, "rows": rows}, indent=2))
+        planned = {**asdict(plan), "device": device_name}
+        found = {"title": title, "algorithm": algorithm.value, "plan": planned, "rows": rows}
+        print(json.dumps(found, indent=2))
         return
     from rich.console import Console
 
     Console().print(answer.stats.table(title=title))
+    if not case.scores.is_cuda:
+        print("The CPU kernel has no plan: it takes the algorithm by name, and stream for auto.")
+    print(f"Plan on {device_name}: {plan}")
+    for reason in plan.reasons:
+        print(f"  {reason}")
 
 
 @trace_app.command("cut")
@@ -208,6 +230,24 @@ class _Case(NamedTuple):
     hint: Tensor | None
     hint_offset: int
     label: str
+
+
+def _plan(case: _Case, k: int, algorithm: AlgorithmName) -> tuple[Plan, str]:
+    """The plan of the call, or that of an H200 where the scores are on the CPU."""
+    from .plan import H200, Device, plan
+
+    scores = case.scores
+    device = Device.of(scores.device) if scores.is_cuda else H200
+    chosen = plan(
+        scores.shape[:-1].numel(),
+        scores.shape[-1],
+        k,
+        dtype=scores.dtype,
+        has_hint=case.hint is not None,
+        algorithm=algorithm.value,
+        device=device,
+    )
+    return chosen, device.name
 
 
 def _torch_device(name: DeviceName) -> str:

@@ -19,17 +19,19 @@ PACKAGE = Path(__file__).resolve().parent
 REINSTALL = "rebuild: pip install --no-build-isolation ."
 
 
-def collect() -> dict[str, Any]:
+def collect(*, import_time: bool = False) -> dict[str, Any]:
     """What is installed and what is wrong, as JSON-serializable data. Never raises for a problem.
 
-    Keys: gvr_topk, python, platform, torch, toolkit, extension, gpus, problems. Each problem says
-    what was found and what to do.
+    Keys: gvr_topk, python, platform, location, torch, toolkit, extension, gpus, problems, and
+    import_seconds where it is asked for, which takes some seconds. Each problem says what was found
+    and what to do.
     """
     problems: list[str] = []
     report: dict[str, Any] = {
         "gvr_topk": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
+        "location": {"path": str(PACKAGE), "mib": round(installed_bytes(PACKAGE) / 2**20, 2)},
         "torch": _torch(problems),
         "toolkit": _toolkit(),
         "extension": None,
@@ -40,7 +42,40 @@ def collect() -> dict[str, Any]:
         report["extension"] = _extension(problems)
         report["gpus"] = _gpus(report["extension"], problems)
         _compare_toolkit(report, problems)
+    if import_time:
+        report["import_seconds"] = _import_seconds(problems)
     return report
+
+
+def installed_bytes(folder: Path) -> int:
+    """Size of the files of a package, without what Python or a user can make again."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files if "__pycache__" not in path.parts)
+
+
+_IMPORTS = """
+from time import perf_counter
+times = [perf_counter()]
+for name in ("torch", "gvr_topk"):
+    __import__(name)
+    times.append(perf_counter())
+print(times[1] - times[0], times[2] - times[1])
+"""
+
+
+def _import_seconds(problems: list[str]) -> dict[str, float] | None:
+    """How long `import torch` takes in a fresh process, and `import gvr_topk` after it."""
+    command = [sys.executable, "-c", _IMPORTS]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=True, env=environment
+        )
+        torch, package = map(float, done.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        problems.append(f"the import time could not be measured ({error})")
+        return None
+    return {"torch": round(torch, 3), "gvr_topk": round(package, 3)}
 
 
 def render(report: dict[str, Any]) -> str:
@@ -50,6 +85,7 @@ def render(report: dict[str, Any]) -> str:
         f"gvr_topk    {report['gvr_topk']}",
         f"python      {report['python']}",
         f"platform    {report['platform']}",
+        f"installed   {report['location']['path']}, {report['location']['mib']} MiB",
         "torch       "
         + (f"{torch['version']}, CUDA {torch['cuda'] or 'none'}" if torch else "not importable"),
         "toolkit     "
@@ -65,6 +101,9 @@ def render(report: dict[str, Any]) -> str:
         )
         state = "loaded" if extension["loaded"] else "does not load"
         lines.append(f"extension   {state}, built for torch {extension['torch']}, {backend}")
+    if report.get("import_seconds"):
+        seconds = report["import_seconds"]
+        lines.append(f"import      {seconds['gvr_topk']} s after torch's {seconds['torch']} s")
     for gpu in report["gpus"]:
         lines.append(f"gpu {gpu['index']}       {gpu['name']}, sm_{gpu['capability']}")
     if not report["gpus"]:
@@ -102,8 +141,9 @@ def _toolkit() -> dict[str, str] | None:
 def _extension(problems: list[str]) -> dict[str, Any] | None:
     from ._extension import build_info, load
 
+    info: dict[str, Any]
     try:
-        info: dict[str, Any] = build_info()
+        info = build_info()
     except ImportError as error:
         problems.append(str(error))
         return None

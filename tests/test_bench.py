@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from gvr_topk._C import get_tuning
 from gvr_topk.bench import exact, floor
 from gvr_topk.bench.cells import KIB, SUITES, Cell, Suite, suite_named
 from gvr_topk.bench.cli import app
 from gvr_topk.bench.contenders import REGISTRY, Contender, of_suite
+from gvr_topk.bench.dispatch import decisions
 from gvr_topk.bench.environment import source_hash
 from gvr_topk.bench.evidence import gather, succeeded
 from gvr_topk.bench.published import FLOOR_AND_BEST, best_multiple
@@ -277,6 +279,38 @@ def test_monotone_target_finds_a_cliff(tmp_path: Path) -> None:
     path.write_text(json.dumps({"schema": 1, "suite": "dense", "device": "cuda", "cells": entries}))
     verdict = next(v for v in judge(Results.load(path)) if v.name == "time monotone in K")
     assert not verdict.passed and verdict.worst.ratio == pytest.approx(1.5)
+
+
+def test_dispatch_suite_times_every_choice_under_its_tuning() -> None:
+    suite = suite_named("dispatch")
+    swept = [c for c in of_suite(suite, CPU) if c.tuning]
+    assert len(swept) == len(suite.swept) * 5
+    assert {c.tuning["ctas_per_row"] for c in swept} == {1, 2, 4, 8, 16}
+    with next(c for c in swept if c.name == "gvr[ctas_per_row=8]").tuned():
+        assert get_tuning()["ctas_per_row"] == 8
+
+
+def test_decisions_name_the_fastest_exact_choice(tmp_path: Path) -> None:
+    path = tmp_path / "dispatch.json"
+    suite = replace(
+        suite_named("dispatch"),
+        cells=(Cell(2, 4 * KIB, 32, data="normal"), Cell(1, 8 * KIB, 32, data="normal")),
+        replays=2,
+    )
+    Runner("dispatch", suite, of_suite(suite, CPU), CPU, (), path).run()
+    found = decisions(Results.load(path))
+    assert [(d.rows, d.n) for d in found] == [(2, 4 * KIB), (1, 8 * KIB)]
+    for decision in found:
+        assert len(decision.choices) == 16 and decision.floor_us is None
+        assert decision.best.time_us == min(c.time_us for c in decision.choices)
+        assert decision.regret == decision.auto_us / decision.best.time_us
+        assert list(decision.times("stream", False)) == [1, 2, 4, 8, 16]
+        assert list(decision.times("radix", False)) == [1]
+    record = json.loads(path.read_text())
+    for result in record["cells"][0]["results"]:
+        result["exact"] = result["contender"] not in (str(found[0].best), "auto")
+    path.write_text(json.dumps(record))
+    assert len(decisions(Results.load(path))) == 1
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": [], "schema": 99}'])

@@ -103,6 +103,21 @@ def test_explain_scores_and_a_hint_from_files(
     assert [row["path"] for row in radix["rows"]] == ["radix"] * 3
 
 
+def test_explain_says_which_plan_and_why(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "--device", device, "--k", "512"]) == 0
+    text = capsys.readouterr().out
+    assert "Plan on " in text and "per row: " in text and "hint " in text
+    assert ("The CPU kernel has no plan" in text) == (device == "cpu")
+    found = report(capsys, "explain", "--device", device, "--algorithm", "radix", "--json")["plan"]
+    assert (found["family"], found["ctas_per_row"]) == ("radix", 1)
+    assert found["device"] and len(found["reasons"]) == 3
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 2
+    assert "suites" in capsys.readouterr().err
+
+
 def test_trace_cut_writes_a_trace(
     trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +142,8 @@ def test_trace_cut_writes_a_trace(
         (["explain", "--k", "0"], "k: got 0"),
         (["explain", "--step", "64"], "step: got 64, need 0 <= step < 64"),
         (["explain", "--keys", "99999"], "keys: got 99999"),
+        (["bench", "table", "absent.json"], "absent.json"),
+        (["bench", "run", "--suite", "x", "--out", "y"], "suite: got 'x'"),
         (["explain", "--hint", "absent.npy"], "absent.npy: no such file"),
         (["explain", "--algorithm", "bitonic"], "--algorithm"),
         (["explain", "absent.pt"], "absent.pt: no such file"),
@@ -180,7 +197,14 @@ def test_cuda_without_a_gpu_is_one_line(
     assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["explain"], ["env"], ["trace", "cut"]])
+BENCH = ("suites", "run", "table", "plot", "targets", "report", "evidence")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["demo"], ["explain"], ["env"], ["trace", "cut"], *(["bench", name] for name in BENCH)],
+    ids=" ".join,
+)
 def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     assert "python -m gvr_topk" in capsys.readouterr().out
@@ -211,6 +235,13 @@ def test_env_works_and_demo_says_why_where_the_extension_is_broken() -> None:
         done = python("-c", BROKEN, command)
         assert done.returncode == 2
         assert done.stderr.startswith("error: gvr_topk: ") and done.stderr.count("\n") == 1
+
+
+def test_env_reports_size_and_import_time(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, "env", "--import-time", "--json")
+    assert found["location"]["mib"] > 1
+    assert found["import_seconds"]["torch"] > 0 and found["import_seconds"]["gvr_topk"] >= 0
+    assert "import_seconds" not in report(capsys, "env", "--json")
 
 
 def test_help_does_not_load_the_heavy_modules() -> None:

@@ -5,12 +5,17 @@
 # The active python3 if it has torch >= 2.11 and the packages below: then nothing is installed and
 # no network is needed. Otherwise .venv, made here: on top of the active Python's packages if these
 # include a fitting torch, else with torch from PyPI. PYTHON=... names another active Python.
+#
+# Arguments are further packages that are needed, as MODULE or MODULE=REQUIREMENT where pip has
+# another name: tools/find_python.sh PIL=pillow
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 active=${PYTHON:-python3}
 torch=${GVR_TORCH:-torch==2.11.0}
-packages=(pytest hypothesis safetensors typer rich tqdm numpy ninja setuptools)
+modules=(pytest hypothesis safetensors typer rich tqdm numpy ninja setuptools)
+packages=("${modules[@]}" "${@#*=}")
+modules+=("${@%%=*}")
 
 fits() {  # fits PYTHON MODULE...: Python >= 3.10 with a fitting torch and these modules
   "$1" - "${@:2}" >&2 <<'PY'
@@ -36,7 +41,7 @@ if ! "$active" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   exit 1
 fi
 for python in "$active" "$PWD/.venv/bin/python"; do
-  if command -v "$python" > /dev/null && fits "$python" "${packages[@]}"; then
+  if command -v "$python" > /dev/null && fits "$python" "${modules[@]}"; then
     command -v "$python"
     exit
   fi
@@ -55,5 +60,5 @@ if ! .venv/bin/python -m pip install --disable-pip-version-check ${torch:+"$torc
   echo "pip failed. Without a network, use a Python that has torch >= 2.11 and: ${packages[*]}" >&2
   exit 1
 fi
-fits .venv/bin/python "${packages[@]}"
+fits .venv/bin/python "${modules[@]}"
 echo "$PWD/.venv/bin/python"

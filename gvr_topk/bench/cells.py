@@ -76,7 +76,8 @@ class Suite:
     replays: int = 30  # samples of each time
     warm: bool = True  # also measure one buffer over and over
     paired: bool = False  # every row in turns with its previous step, for contenders with state
-    sweep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sweep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tuning constants
+    swept: tuple[str, ...] = ("stream",)  # who is measured under every combination of them
 
 
 def size_label(n: int) -> str:
@@ -155,6 +156,11 @@ def _sweep() -> list[Cell]:
     return [Cell(r, n * KIB, 2048, data=recorded(n * KIB)) for r, n in shapes]
 
 
+def _dispatch() -> list[Cell]:
+    sizes = (4, 8, 16, 32, 64, 128, 256, 1024)
+    return _shapes((1, 4, 16, 64, 128, 512), sizes, (2048,))
+
+
 def _cpu() -> list[Cell]:
     return [
         Cell(rows, n * KIB, 2048, threads=threads)
@@ -209,6 +215,15 @@ SUITES: dict[str, Callable[[], Suite]] = {
         device="cuda",
         warm=False,
         sweep={"ctas_per_row": (1, 2, 4, 8, 16), "chunk": (0, 2048, 4096, 8192)},
+    ),
+    "dispatch": lambda: Suite(
+        "every plan that auto could have taken: algorithm, hint and CTAs per row",
+        tuple(_dispatch()),
+        ("floor", "auto", "auto-nohint", "radix"),
+        device="cuda",
+        warm=False,
+        sweep={"ctas_per_row": (1, 2, 4, 8, 16)},
+        swept=("stream-nohint", "stream", "gvr"),
     ),
     "state": lambda: Suite(
         "TopKCache.step beside the bare operator, values beside indices",

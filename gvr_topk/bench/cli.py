@@ -52,7 +52,12 @@ def _console() -> Console:
 
 @app.command()
 def suites() -> None:
-    """List the suites and the contenders."""
+    """List the suites and the contenders.
+
+    \b
+    Example:
+      python -m gvr_topk bench suites
+    """
     from .cells import SUITES, suite_named
     from .contenders import REGISTRY
 
@@ -107,7 +112,14 @@ def run(
     ] = None,
     quiet: Annotated[bool, typer.Option(help="No tables at the end.")] = False,
 ) -> None:
-    """Run a suite. The exit code is 1 when a result was not exact or a contender failed."""
+    """Run a suite. The exit code is 1 when a result was not exact or a contender failed.
+
+    \b
+    Examples:
+      python -m gvr_topk bench run --suite smoke --out smoke.json
+      python -m gvr_topk bench run --suite grid --out grid.json --budget 60
+      python -m gvr_topk bench run --suite issue --out issue.json --trace a.safetensors
+    """
     from . import tables
     from .cells import suite_named
     from .contenders import of_suite
@@ -120,6 +132,7 @@ def run(
         if sweep:
             chosen = replace(chosen, sweep=_sweep(sweep))
         where = _device(device, chosen.device, suite)
+        out.parent.mkdir(parents=True, exist_ok=True)
         contenders = of_suite(chosen, where, tuple(contender or ()))
         with _progress_bar() as progress:
             runner = Runner(
@@ -164,7 +177,12 @@ def table(
     warm: Annotated[bool, typer.Option("--warm", help="Times with a warm L2.")] = False,
     baseline: Annotated[str, typer.Option(help="Contender that the multiples refer to.")] = "floor",
 ) -> None:
-    """Print the times of a record."""
+    """Print the times of a record.
+
+    \b
+    Example:
+      python -m gvr_topk bench table benchmarks/results/h200-issue.json --baseline torch.topk
+    """
     from . import tables
     from .results import Results
 
@@ -176,6 +194,14 @@ def table(
         console.print(line, markup=False)
 
 
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    matplotlib.use("Agg")  # files only: no display is needed
+
+
 @app.command()
 def plot(
     files: Record,
@@ -184,15 +210,19 @@ def plot(
     ),
     suffix: Annotated[str, typer.Option(help="png, svg or pdf.")] = "png",
 ) -> None:
-    """Draw the plots that a record has data for."""
+    """Draw the plots that a record has data for.
+
+    \b
+    Example:
+      python -m gvr_topk bench plot benchmarks/results/h200-grid.json --out plots --suffix svg
+    """
     from .results import Results
 
     with _user_errors():
         results = Results.load(*files)
-    try:
-        from . import plots
-    except ImportError as error:
-        raise _fail(f"{error}; install matplotlib (the extra `bench`)") from error
+    _need_matplotlib()
+    from . import plots
+
     for path in plots.draw(results, out or files[0].parent, suffix):
         print(path)
 
@@ -205,7 +235,12 @@ def targets(
         bool, typer.Option("--strict", help="Exit code 1 when a target falls short.")
     ] = False,
 ) -> None:
-    """Print each target that the records can decide: pass or falls short, with its ratio."""
+    """Print each target that the records can decide: pass or falls short, with its ratio.
+
+    \b
+    Example:
+      python -m gvr_topk bench targets benchmarks/results/h200-grid.json --worst 10
+    """
     from . import tables
     from .results import Results
     from .targets import judge
@@ -219,6 +254,30 @@ def targets(
     raise typer.Exit(1 if strict and short else 0)
 
 
+@app.command()
+def report(
+    root: Annotated[Path, typer.Option(help="The checkout.")] = Path("."),
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; exit code 1 where something is stale.")
+    ] = False,
+) -> None:
+    """Rewrite every number and plot of README.md and docs/ from benchmarks/results/*.json.
+
+    \b
+    Examples:
+      python -m gvr_topk bench report
+      python -m gvr_topk bench report --check
+    """
+    _need_matplotlib()
+    from .report import refresh, stale
+
+    with _user_errors():
+        lines = stale(root) if check else [str(path) for path in refresh(root)]
+    for line in lines:
+        print(line)
+    raise typer.Exit(1 if check and lines else 0)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def evidence(
     context: typer.Context,
@@ -228,6 +287,10 @@ def evidence(
     """Run pytest on this machine (arguments after --) and record what came of it.
 
     The exit code is pytest's; 1 when pytest was stopped, left no report, or no test passed.
+
+    \b
+    Example:
+      python -m gvr_topk bench evidence --out tests.json -- -q tests
     """
     from .evidence import gather, succeeded
 

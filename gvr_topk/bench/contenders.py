@@ -7,7 +7,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -209,18 +209,19 @@ REGISTRY: dict[str, Contender] = {
 }
 
 
+def swept_name(name: str, tuning: Mapping[str, int]) -> str:
+    """A contender under overridden tuning constants, e.g. "stream[ctas_per_row=4]"."""
+    return f"{name}[{','.join(f'{key}={value}' for key, value in tuning.items())}]"
+
+
 def of_suite(suite: Suite, device: torch.device, names: tuple[str, ...] = ()) -> list[Contender]:
-    """The suite's contenders, and one `stream` per combination of the swept constants."""
+    """The suite's contenders, and those that it sweeps under every combination of constants."""
     unknown = [name for name in names if name not in REGISTRY]
     if unknown:
         raise ValueError(f"contender: got {unknown[0]!r}, need one of {', '.join(REGISTRY)}")
     found = [REGISTRY[name] for name in names or suite.contenders]
-    for constants in product(*suite.sweep.values()):
+    for name, constants in product(suite.swept, product(*suite.sweep.values())):
         tuning = dict(zip(suite.sweep, constants, strict=True))
-        if not tuning:
-            continue
-        label = ",".join(f"{name}={value}" for name, value in tuning.items())
-        prepare = functools.partial(_gvr, algorithm="stream", hinted=True)
-        name = f"stream[{label}]"
-        found.append(Contender(name, prepare, _tie_rule, _load_extension, tuning=tuning))
+        if tuning:
+            found.append(replace(REGISTRY[name], name=swept_name(name, tuning), tuning=tuning))
     return found
