@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo           replay a recorded decode and check every step
 # make test           pytest, then the C++ tests
+# make test-transformers   the adapter with the oldest and the newest transformers it is tested with
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does
 #
@@ -10,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cuda-compile format lint clean
+.PHONY: help build demo test test-transformers cuda-compile format lint clean
 
 PYTHON ?= python3
 GVR_CATCH2_INCLUDE ?=
@@ -19,9 +20,10 @@ CPP_BUILD := build/cpp
 CUDA_ARCHITECTURES ?= 80 90 100 120
 CUDA_HOME ?= /usr/local/cuda
 CUDA_OBJECTS := build/cuda-compile
+TRANSFORMERS ?= 5.11.0 5.23.0
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,10s/^# \{0,1\}//p' Makefile
 
 # For the GPUs of this machine; for one architecture where there is none, to save minutes. A wheel
 # is built by pip and has setup.py's full list.
@@ -43,6 +45,18 @@ test: build
 	"$$python" -m pytest || status=1; \
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error || status=1; \
 	exit $$status
+
+# Each version lies in a folder of its own, in front of what is installed.
+test-transformers: build $(TRANSFORMERS:%=build/transformers/%/.installed)
+	@python="$(PY)"; status=0; \
+	for version in $(TRANSFORMERS); do \
+	  PYTHONPATH="build/transformers/$$version" GVR_TRANSFORMERS="$$version" \
+	    "$$python" -m pytest tests/integrations/test_transformers.py || status=1; \
+	done; exit $$status
+
+build/transformers/%/.installed:
+	"$(PY)" -m pip install -q --disable-pip-version-check --target $(@D) transformers==$*
+	touch $@
 
 CUDA_SOURCES := $(shell find csrc -name '*.cu')
 CUDA_HEADERS := $(shell find csrc -name '*.cuh' -o -name '*.h')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TopK: the selection of a decoder as a module that compiles, exports and replays in CUDA graphs."""
+"""TopK: a decoder's selection as a module that compiles, exports and replays in CUDA graphs."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TopK(nn.Module):
     sorted, algorithm                            as in `gvr_topk.ops`.
 
     The previous answers are the buffer `state`, made here and never moved by a step; it is not part
-    of `state_dict`. `forward` passes it whole to one operator, so that `torch.compile` sees no graph
-    break, the compiled region may become a CUDA graph under `mode="reduce-overhead"`, and a CUDA
+    of `state_dict`. `forward` passes it whole to one operator: `torch.compile` sees no graph break,
+    the compiled region may become a CUDA graph under `mode="reduce-overhead"`, and a CUDA
     graph captured by hand finds the state where it was.
 
     `cache` is a `TopKCache` over the same memory: `cache.reset`, `copy` and `commit` do what a
@@ -34,7 +34,7 @@ class TopK(nn.Module):
 
         >>> select = TopK(2048, slots=256, layers=61, device="cuda")
         >>> indices = select(scores, slots, lengths, layer=7)          # int32 [rows, 2048]
-        >>> select.cache.reset([3])                                    # slot 3 goes to a new request
+        >>> select.cache.reset([3])                                    # slot 3 has a new request
     """
 
     state: Tensor
@@ -56,7 +56,9 @@ class TopK(nn.Module):
             raise TypeError(f"sorted: got {type_name(sorted)}, need a bool")
         if not isinstance(algorithm, str):
             raise TypeError(f"algorithm: got {type_name(algorithm)}, need a str")
-        _C.make_plan(1, 1, 1, algorithm=algorithm)  # an unknown name is an error here, not in a step
+        _C.make_plan(
+            1, 1, 1, algorithm=algorithm
+        )  # an unknown name is an error here, not in a step
         self.k = k
         self.sorted = sorted
         self.algorithm = algorithm

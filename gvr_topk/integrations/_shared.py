@@ -38,7 +38,7 @@ def check_place(name: str, tensor: Tensor, scores: Tensor) -> None:
 
 
 def check_out(name: str, tensor: Tensor, rows: int, k: int) -> None:
-    """The operators check dtype, device and strides; a shim's rows may be fewer than its buffer's."""
+    """The operators check device and strides."""
     check_matrix(name, tensor, torch.int32)
     if tensor.shape != (rows, k):
         raise ValueError(f"{name}: got shape {list(tensor.shape)}, need {[rows, k]}")

@@ -111,7 +111,9 @@ def top_k_page_table_transform(
     rows = _check(input, lengths, row_starts)
     if row_to_batch is not None:
         check_counts("row_to_batch", row_to_batch, rows, "one per row", input)
-    check_page_table("src_page_table", src_page_table, rows if row_to_batch is None else None, input)
+    check_page_table(
+        "src_page_table", src_page_table, rows if row_to_batch is None else None, input
+    )
     first = row_starts if page_table_row_starts is None else page_table_row_starts
     if first is not None:
         check_counts("page_table_row_starts", first, rows, "one per row", input)
@@ -165,4 +167,3 @@ def _select(
     ends = lengths if row_starts is None else row_starts + lengths
     last = tie_break == _PREFER_LARGER_INDICES
     return select(input, k, ends, row_starts, prefer_last=last, out=out)
-

@@ -85,7 +85,5 @@ def fast_topk_transform_ragged_fused(
 ) -> Tensor:
     """Selected positions plus topk_indices_offset[row], int32 [rows]."""
     indices = fast_topk_v2(score, lengths, topk, row_starts, hint=hint)
-    check_counts(
-        "topk_indices_offset", topk_indices_offset, score.shape[0], "one per row", score
-    )
+    check_counts("topk_indices_offset", topk_indices_offset, score.shape[0], "one per row", score)
     return plus_offsets(indices, topk_indices_offset)

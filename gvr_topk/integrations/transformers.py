@@ -9,8 +9,8 @@
 An indexer keeps its own forward pass; only the call of `topk` inside it is answered here, with
 `(values, indices)` of the same shapes and dtypes (indices int64, never -1). What follows from it:
 
-* Any attention implementation, cache (static, dynamic, quantised, offloaded), padding, beam search,
-  assisted generation and training of the indexer go on as before.
+* Every attention implementation and cache, padding, beam search, assisted generation and training
+  of the indexer go on as before.
 * The selected set is that of a stable sort. It differs from torch.topk's at most in which of several
   *equal* scores at the K-th place are taken, a choice that torch.topk leaves open.
 * Indices come in no particular order, since these models turn them into a mask or gather by them.
@@ -83,7 +83,7 @@ def enable(model: Model, *, algorithm: str = "auto") -> Model:
 
 
 def disable(model: Model) -> Model:
-    """Give the model's indexers their own selection back; without effect where it was never taken."""
+    """Give the model's indexers their own selection back; gives the model back."""
     for indexer in _indexers_of(model):
         if isinstance(indexer, _Selecting):
             indexer.__class__ = type(indexer).__mro__[2]
@@ -161,7 +161,7 @@ def _answer(
 
 
 def _hint(indexer: _Selecting, cache: Any, scores: Tensor) -> Tensor | None:
-    """The layer's previous answer, if these scores are those of the next token of the same batch."""
+    """The layer's previous answer, if these are the scores of the same batch's next token."""
     if indexer._gvr_previous is None or scores.shape[1] != 1:
         return None
     previous, keys, indices = indexer._gvr_previous
@@ -172,7 +172,7 @@ def _hint(indexer: _Selecting, cache: Any, scores: Tensor) -> Tensor | None:
 
 
 @functools.cache
-def _selecting(base: type[nn.Module]) -> type[Any]:
+def _selecting(base: Any) -> type[Any]:
     parameters = list(inspect.signature(base.forward).parameters)
     members = {
         "__module__": __name__,
@@ -221,4 +221,3 @@ def _check_version() -> None:
     found = Version(_version()).release
     if not _OLDEST <= found < _BEFORE:
         raise ImportError(f"transformers: got {_version()}, need transformers>=5.11,<6")
-

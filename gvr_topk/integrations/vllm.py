@@ -10,7 +10,7 @@ of `vllm/model_executor/layers/indexer_topk.py`. As there:
 
 Unlike there any k, any number of rows, any row stride and fp32, bf16 or fp16 are served, on every
 device, and ties go to the lowest index. The calls carry no request identity, so no hint is used;
-`gvr_topk.TopKCache` takes slot ids where the scheduler has them. Errors are those of `gvr_topk.ops`.
+`gvr_topk.TopKCache` takes slot ids where the scheduler has them. Errors: as in `gvr_topk.ops`.
 """
 
 from __future__ import annotations

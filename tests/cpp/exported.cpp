@@ -4,6 +4,7 @@
 //
 //   exported PACKAGE.pt2
 #include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <algorithm>
@@ -64,6 +65,9 @@ int main(int argc, char** argv) try {
   }
   std::cout << (exact ? "exact\n" : "not exact\n");
   return exact ? 0 : 1;
+} catch (const c10::Error& error) {
+  std::cerr << "exported: " << error.what_without_backtrace() << '\n';
+  return 1;
 } catch (const std::exception& error) {
   std::cerr << "exported: " << error.what() << '\n';
   return 1;

@@ -125,7 +125,9 @@ def test_page_table(with_starts: bool, mapped: bool, page_size: int, device: str
     check_rows(raw, expected, K)
     check_guards(buffer, ROWS, K)
     check_guards(raw_buffer, ROWS, K)
-    for row, positions in enumerate(raw.tolist()):  # raw and physical belong together, place by place
+    for row, positions in enumerate(
+        raw.tolist()
+    ):  # raw and physical belong together, place by place
         pairs = zip(positions, out.tolist()[row], strict=True)
         for i, at in pairs:
             if i >= 0:

@@ -97,7 +97,10 @@ def test_no_number_of_a_caller_reaches_other_memory(device: str) -> None:
 
 def test_bad_input_is_one_clear_error(device: str) -> None:
     score, lengths = torch.randn(3, N, device=device), _tensor([N] * 3, device)
-    pages, bounds = torch.zeros(3, N, dtype=torch.int32, device=device), _tensor([0, 1, 2, 3], device)
+    pages, bounds = (
+        torch.zeros(3, N, dtype=torch.int32, device=device),
+        _tensor([0, 1, 2, 3], device),
+    )
     v2, fused = sglang.fast_topk_v2, sglang.fast_topk_transform_fused
     ragged = sglang.fast_topk_transform_ragged_fused
     calls: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [

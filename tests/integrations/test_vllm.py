@@ -69,9 +69,7 @@ def test_prefill_counts_from_the_start_of_each_row(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["persistent_topk", "cooperative_topk"])
 @pytest.mark.parametrize("shape", [(8,), (8, 1), (2, 4)])
-def test_workspace_operators_write_in_place(
-    name: str, shape: tuple[int, ...], device: str
-) -> None:
+def test_workspace_operators_write_in_place(name: str, shape: tuple[int, ...], device: str) -> None:
     logits = scores_with_garbage(8, N, K, LENGTHS, device)
     buffer, output = guarded(8, K, device)
     workspace = torch.full((64,), 7, dtype=torch.uint8, device=device)
@@ -101,7 +99,9 @@ def test_max_seq_len_bounds_every_row(device: str) -> None:
 def test_the_indexer_stage_writes_in_place(next_n: int, per_row: bool, device: str) -> None:
     ends = _decode_ends(LENGTHS, next_n)
     logits = scores_with_garbage(len(ends), N, K, ends, device)
-    seq_lens = _tensor(ends, device).view(-1, next_n) if per_row else _tensor(LENGTHS, device)[:, None]
+    seq_lens = (
+        _tensor(ends, device).view(-1, next_n) if per_row else _tensor(LENGTHS, device)[:, None]
+    )
     buffer, indices = guarded(len(ends), K, device, width=3)
     module = vllm.SparseIndexerTopk(backend="auto")
     assert module(logits, seq_lens, next_n, indices, K, N) is None
