@@ -9,8 +9,8 @@
 An indexer keeps its own forward pass; only the call of `topk` inside it is answered here, with
 `(values, indices)` of the same shapes and dtypes (indices int64, never -1). What follows from it:
 
-* Every attention implementation and cache, padding, beam search, assisted generation and training
-  of the indexer go on as before.
+* Attention implementations, caches, padding, beam search, assisted generation and the training of
+  the indexer go on as before.
 * The selected set is that of a stable sort. It differs from torch.topk's at most in which of several
   *equal* scores at the K-th place are taken, a choice that torch.topk leaves open.
 * Indices come in no particular order, since these models turn them into a mask or gather by them.
@@ -76,7 +76,8 @@ def enable(model: Model, *, algorithm: str = "auto") -> Model:
         )
     for indexer in indexers:
         if not isinstance(indexer, _Selecting):
-            indexer.__class__ = _selecting(type(indexer))
+            own: Any = type(indexer)
+            indexer.__class__ = _selecting(own)
         indexer._gvr_algorithm = algorithm
         indexer._gvr_previous = None
     return model
