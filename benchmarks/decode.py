@@ -206,6 +206,8 @@ def measure(
         record["cells"].append(_measure_batch(settings, layers, batch, generator))
         record["seconds"] = round(perf_counter() - began, 1)
         _write(record, out)
+        if settings.device.type == "cuda":
+            torch.cuda.empty_cache()  # the graphs' pools and caches of another size
     advance("done")
     return record
 
@@ -459,7 +461,6 @@ def main(
     if show is not None:
         record = _read(show)
     else:
-        assert out is not None
         settings = _settings(
             quick, device, context or [], batch or [], drafts or [], layers, mlp, steps, correlation
         )

@@ -11,8 +11,8 @@ An indexer keeps its own forward pass; only the call of `topk` inside it is answ
 
 * Attention implementations, caches, padding, beam search, assisted generation and the training of
   the indexer go on as before.
-* The selected set is that of a stable sort. It differs from torch.topk's at most in which of several
-  *equal* scores at the K-th place are taken, a choice that torch.topk leaves open.
+* The selected set is that of a stable sort. It differs from torch.topk's at most in which of
+  several *equal* scores at the K-th place are taken, a choice that torch.topk leaves open.
 * Indices come in no particular order, since these models turn them into a mask or gather by them.
 
 The hint is the layer's previous answer. It is used for one new token per sequence on the cache and

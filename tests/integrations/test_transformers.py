@@ -164,6 +164,15 @@ def test_a_static_cache_is_the_same(
     _check_same(model, _prompt(name, device, batch=2), monkeypatch, **options)
 
 
+@pytest.mark.parametrize("name", STATIC, scope="module")
+def test_assisted_generation_is_the_same(
+    name: str, model: torch.nn.Module, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several tokens per step, and a cache that is cut back where they are rejected."""
+    ids = _prompt(name, device).repeat(1, 2)
+    _check_same(model, ids, monkeypatch, prompt_lookup_num_tokens=3)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_other_attention_is_the_same(
     attention: str, device: str, monkeypatch: pytest.MonkeyPatch
@@ -346,7 +355,7 @@ def test_a_compiled_forward_pass_is_the_same(device: str) -> None:
     logits = []
     for use in (adapter.disable, adapter.enable):
         torch._dynamo.reset()
-        compiled = torch.compile(use(model), backend="inductor" if device == "cuda" else "eager")
+        compiled = torch.compile(use(model), fullgraph=True, backend="eager")
         logits.append(compiled(ids, use_cache=False).logits)
     assert torch.equal(*logits)
 
