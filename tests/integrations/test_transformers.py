@@ -170,7 +170,8 @@ def test_assisted_generation_is_the_same(
 ) -> None:
     """Several tokens per step, and a cache that is cut back where they are rejected."""
     ids = _prompt(name, device).repeat(1, 2)
-    _check_same(model, ids, monkeypatch, prompt_lookup_num_tokens=3)
+    never = VOCABULARY  # 5.11 wants an end token here
+    _check_same(model, ids, monkeypatch, prompt_lookup_num_tokens=3, eos_token_id=never)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
