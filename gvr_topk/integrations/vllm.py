@@ -15,14 +15,12 @@ device, and ties go to the lowest index. The calls carry no request identity, so
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from gvr_topk.ops import check_int
+from gvr_topk.ops import check_int, check_tensor
 
-from ._shared import check_counts, check_matrix, check_out, check_place, select
+from ._shared import check_counts, check_matrix, check_out, select
 
 __all__ = [
     "SparseIndexerTopk",
@@ -92,7 +90,7 @@ def persistent_topk(
     check_int("max_seq_len", max_seq_len)
     if max_seq_len < 0:
         raise ValueError(f"max_seq_len: got {max_seq_len}, need at least 0")
-    ends = _flat("lengths", lengths, logits)
+    ends = _flat("lengths", lengths)
     check_counts("lengths", ends, logits.shape[0], "one per row", logits)
     check_out("output", output, logits.shape[0], k)
     select(logits[:, :max_seq_len], k, ends, out=output)
@@ -168,11 +166,9 @@ def _rows(
     return logits[:num_rows], indices[:num_rows]
 
 
-def _flat(name: str, lengths: Any, logits: Tensor) -> Tensor:
+def _flat(name: str, lengths: Tensor) -> Tensor:
     """A view where it can be one."""
-    if not isinstance(lengths, Tensor):
-        check_counts(name, lengths, 0, "", logits)  # raises
-    check_place(name, lengths, logits)
+    check_tensor(name, lengths)
     return lengths.reshape(-1)
 
 
@@ -182,7 +178,7 @@ def _ends(logits: Tensor, seq_lens: Tensor, next_n: int) -> tuple[Tensor, int]:
     rows = logits.shape[0]
     if next_n < 1 or rows % next_n:
         raise ValueError(f"next_n: got {next_n}, need a divisor of the number of rows ({rows})")
-    ends = _flat("seq_lens", seq_lens, logits)
+    ends = _flat("seq_lens", seq_lens)
     if ends.shape[0] == rows and (seq_lens.dim() == 2 or next_n == 1):
         check_counts("seq_lens", ends, rows, "one per row", logits)
         return ends, 1
