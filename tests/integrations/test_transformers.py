@@ -86,15 +86,16 @@ def _generate(model: torch.nn.Module, ids: Tensor, **options: Any) -> tuple[Tens
 class _TieCounter(TorchFunctionMode):
     """Counts selections in an indexer that left torch.topk a choice among finite scores."""
 
-    def __init__(self) -> None:
+    def __init__(self, k: int) -> None:
         super().__init__()
+        self.k = k
         self.selections = self.ties = 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         # k tells the indexer's selection from those of the router.
-        if func is torch.Tensor.topk and args[1] == TOP_K < args[0].shape[-1]:
+        if func is torch.Tensor.topk and args[1] == self.k < args[0].shape[-1]:
             best = torch.topk(args[0], args[1] + 1, dim=-1).values
             last, next_best = best[..., -2], best[..., -1]
             self.selections += last.numel()
@@ -110,7 +111,7 @@ def _check_same(
     model: torch.nn.Module, ids: Tensor, monkeypatch: pytest.MonkeyPatch, **options: Any
 ) -> None:
     adapter.disable(model)
-    with _TieCounter() as counter:
+    with _TieCounter(model.config.index_topk) as counter:
         plain = _generate(model, ids, **options)
     assert counter.selections > 0, "the prompt is too short for a selection"
 
@@ -189,6 +190,21 @@ def test_16_bit_weights_are_the_same(
     _check_same(model, _prompt(name, device, batch=2), monkeypatch)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_real_index_sizes_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 index heads of 128 in bf16, K 2048 (512 of four times as many keys for deepseek_v4)."""
+    compressed = name == "deepseek_v4"
+    sizes = {
+        "index_n_heads": 64,
+        "index_head_dim": 128,
+        "index_topk": 512 if compressed else 2048,
+        "max_position_embeddings": 8192,
+    }
+    model = tiny_model(name, "cuda", torch.bfloat16, **sizes)
+    ids = _prompt(name, "cuda", length=2400)
+    _check_same(model, ids, monkeypatch, max_new_tokens=24)
+
+
 def test_the_lowest_of_tied_scores_is_selected(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +214,7 @@ def test_the_lowest_of_tied_scores_is_selected(
         for layer in model.model.layers:
             layer.self_attn.indexer.weights_proj.weight.abs_().neg_()
     ids = _prompt("deepseek_v32", device)
-    with _TieCounter() as counter:
+    with _TieCounter(TOP_K) as counter:
         _generate(model, ids)
     assert counter.ties > 0
     ours = _generate(adapter.enable(model), ids)
