@@ -5,6 +5,7 @@
 # make notebooks      execute every notebook and keep what it shows
 # make figures        rewrite the numbers and plots of the documentation from benchmarks/results
 # make distribution   sdist and wheel into an empty environment, CPU only
+# make test-transformers   the adapter with the oldest and the newest transformers it is tested with
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does
 #
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test docs notebooks test-notebooks figures distribution cuda-compile format lint clean
+.PHONY: help build demo test test-transformers docs notebooks test-notebooks figures distribution cuda-compile format lint clean
 
 PYTHON ?= python3
 GVR_CATCH2_INCLUDE ?=
@@ -23,9 +24,10 @@ CPP_BUILD := build/cpp
 CUDA_ARCHITECTURES ?= 80 90 100 120
 CUDA_HOME ?= /usr/local/cuda
 CUDA_OBJECTS := build/cuda-compile
+TRANSFORMERS ?= 5.11.0 5.23.0
 
 help:
-	@sed -n '2,13s/^# \{0,1\}//p' Makefile
+	@sed -n '2,14s/^# \{0,1\}//p' Makefile
 
 # For the GPUs of this machine; for one architecture where there is none, to save minutes. A wheel
 # is built by pip and has setup.py's full list.
@@ -68,6 +70,18 @@ figures: build
 
 distribution:
 	@PYTHON="$(PYTHON)" tools/check_distribution.sh
+
+# Each version lies in a folder of its own, in front of what is installed.
+test-transformers: build $(TRANSFORMERS:%=build/transformers/%/.installed)
+	@python="$(PY)"; status=0; \
+	for version in $(TRANSFORMERS); do \
+	  PYTHONPATH="build/transformers/$$version" GVR_TRANSFORMERS="$$version" \
+	    "$$python" -m pytest tests/integrations/test_transformers.py || status=1; \
+	done; exit $$status
+
+build/transformers/%/.installed:
+	"$(PY)" -m pip install -q --disable-pip-version-check --target $(@D) transformers==$*
+	touch $@
 
 CUDA_SOURCES := $(shell find csrc -name '*.cu')
 CUDA_HEADERS := $(shell find csrc -name '*.cuh' -o -name '*.h')
