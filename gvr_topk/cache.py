@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _observers
 from .ops import TopKResult, check_int, check_options, check_scores, check_tensor, type_name
 from .stats import Explanation, Stats
 
@@ -172,6 +172,18 @@ class TopKCache(_C.TopKCache):
             return_values=return_values,
             return_stats=return_stats,
         )
+        if _observers.active:
+            _observers.selected(
+                scores,
+                self.k,
+                lengths=lengths,
+                starts=starts,
+                next_n=next_n,
+                compress_ratio=compress_ratio,
+                cache=self,
+                layer=layer,
+                slots=slots,
+            )
         if return_stats:
             values, indices, stats = result
             return Explanation(values, indices, Stats(stats))
@@ -184,7 +196,10 @@ class TopKCache(_C.TopKCache):
         they are an IndexError, except in a CUDA tensor, where they are ignored: looking at them
         would stop the stream.
         """
-        super().reset(None if slots is None else _slot_tensor("slots", slots))
+        given = None if slots is None else _slot_tensor("slots", slots)
+        super().reset(given)
+        if _observers.active:
+            _observers.reset(self, given)
 
     def copy(self, src: Slots, dst: Slots) -> None:
         """Slot dst[i] takes over the hints of slot src[i], in every layer.

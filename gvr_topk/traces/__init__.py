@@ -1,7 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded score rows of a sparse-attention indexer, for demos, tests and benchmarks."""
+"""Recorded and synthetic score rows of a sparse-attention indexer: docs/traces.md is the manual.
 
-from .cut import cut, save
-from .factored import Trace, TraceError, packaged_trace
+>>> for row in open_trace("trace.safetensors", "cuda").rows():
+...     gvr_topk.topk_indices(row.scores, 2048)
+"""
 
-__all__ = ["Trace", "TraceError", "cut", "packaged_trace", "save"]
+from .convert import array_rows, load_rows, write_dense
+from .cut import cut, last_rows, save
+from .dense import DenseTrace, DenseWriter
+from .factored import Trace, packaged_trace
+from .files import Row, TraceError, open_trace
+from .recorder import Recorder
+from .replay import Replayed, replay
+from .rope import rope_frequencies, rotate
+
+__all__ = [
+    "DenseTrace",
+    "DenseWriter",
+    "Recorder",
+    "Replayed",
+    "Row",
+    "Trace",
+    "TraceError",
+    "array_rows",
+    "cut",
+    "last_rows",
+    "load_rows",
+    "open_trace",
+    "packaged_trace",
+    "replay",
+    "rope_frequencies",
+    "rotate",
+    "save",
+    "write_dense",
+]
