@@ -148,6 +148,8 @@ class Recorder:
                 return
             try:
                 number, _ = self._cache_place(cache)
+                if slots is not None and slots.is_cuda and _capturing():
+                    return  # looking at them would end the capture
                 gone = range(cache.slots) if slots is None else slots.tolist()
                 self._resets.update((number, slot) for slot in gone)
             except Exception as error:
@@ -164,7 +166,7 @@ class Recorder:
         if self._only_layers is not None and layer not in self._only_layers:
             self.skipped["layer not asked for"] += len(scores)
             return
-        if scores.is_cuda and torch.cuda.is_current_stream_capturing():
+        if scores.is_cuda and _capturing():
             self.skipped["inside a CUDA graph"] += len(scores)
             return
         row = torch.arange(len(scores), device=scores.device)
@@ -259,3 +261,7 @@ class Recorder:
             f"Recorder({str(self.path)!r}, rows={self.rows}, nbytes={self.nbytes}, "
             f"skipped={skipped}, stopped={self.stopped!r})"
         )
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_current_stream_capturing()
