@@ -169,7 +169,10 @@ def test_what_was_recorded_survives_an_error_of_the_model(path: Path) -> None:
 def test_an_error_of_the_recording_waits_for_the_end_of_the_block(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(TraceError, match="recording failed .*no space"), Recorder(path) as recorder:
+    with (
+        pytest.raises(TraceError, match=r"recording failed .*no space"),
+        Recorder(path) as recorder,
+    ):
         assert recorder._writer is not None
 
         def full(data: object) -> int:
@@ -183,7 +186,10 @@ def test_an_error_of_the_recording_waits_for_the_end_of_the_block(
 
 
 def test_a_block_without_selections_says_so(path: Path) -> None:
-    with pytest.raises(TraceError, match="nothing was recorded: no selection was made"), Recorder(path):
+    with (
+        pytest.raises(TraceError, match="nothing was recorded: no selection was made"),
+        Recorder(path),
+    ):
         pass
     with (
         pytest.raises(TraceError, match="nothing was recorded; rows left out: 1 empty row"),

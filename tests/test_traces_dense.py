@@ -217,9 +217,9 @@ def test_a_truncated_file_is_an_error(size: int, dense_file: Path) -> None:
 
 def test_a_format_of_another_time_is_named(dense_file: Path) -> None:
     save_file(load_file(dense_file), dense_file, metadata={"trace": '{"format": "dense/9"}'})
-    with pytest.raises(TraceError, match="got trace format 'dense/9', need 'gvr_topk.trace.fact"):
+    with pytest.raises(TraceError, match=r"got trace format 'dense/9', need 'gvr_topk.trace.fact"):
         open_trace(dense_file)
-    with pytest.raises(TraceError, match="got trace format 'dense/9', need 'gvr_topk.trace.dense"):
+    with pytest.raises(TraceError, match=r"got trace format 'dense/9', need 'gvr_topk.trace.dense"):
         DenseTrace.open(dense_file)
 
 

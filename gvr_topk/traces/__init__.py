@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recorded and synthetic score rows of a sparse-attention indexer: docs/traces.md is the manual.
 
-    >>> for row in open_trace("trace.safetensors", "cuda").rows():
-    ...     gvr_topk.topk_indices(row.scores, 2048)
+>>> for row in open_trace("trace.safetensors", "cuda").rows():
+...     gvr_topk.topk_indices(row.scores, 2048)
 """
 
 from importlib import import_module

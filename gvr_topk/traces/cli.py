@@ -232,7 +232,9 @@ def synth(
     ] = CharacterName.ordinary,
     overlap: Annotated[
         float | None,
-        typer.Option(help="Share of a Top-K that the step before has, 0 .. 1; the layer's if not given."),
+        typer.Option(
+            help="Share of a Top-K that the step before has, 0 .. 1; the layer's if not given."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("--k", help="The K that --overlap speaks of.")] = 2048,
     locality: Annotated[
@@ -287,9 +289,7 @@ def replay(
     k: Annotated[
         int | None, typer.Option("--k", help="Winners per row; the recorded number, else 2048.")
     ] = None,
-    keys: Annotated[
-        int | None, typer.Option(help="Only the last KEYS scores of each row.")
-    ] = None,
+    keys: Annotated[int | None, typer.Option(help="Only the last KEYS scores of each row.")] = None,
     algorithm: Annotated[
         list[AlgorithmName] | None, typer.Option(help="May be given several times.")
     ] = None,

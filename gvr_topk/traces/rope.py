@@ -54,11 +54,12 @@ def rope_frequencies(
 def rotate(vectors: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """`vectors` [..., D] with their first 2 * pairs dimensions turned to `positions`.
 
-    positions broadcasts against vectors.shape[:-1]. Negative positions turn back.
+    Positions and vectors.shape[:-1] are broadcast together. Negative positions turn back.
     """
     pairs = len(frequencies)
     angle = positions[..., None].to(torch.float64) * frequencies
     cosine, sine = angle.cos().to(vectors.dtype), angle.sin().to(vectors.dtype)
     first, second = vectors[..., :pairs], vectors[..., pairs : 2 * pairs]
-    turned = (first * cosine - second * sine, first * sine + second * cosine)
-    return torch.cat([*turned, vectors[..., 2 * pairs :]], dim=-1)
+    turned = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
+    rest = vectors[..., 2 * pairs :]
+    return torch.cat([turned, rest.expand(*turned.shape[:-1], rest.shape[-1])], dim=-1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic traces: rows like those of a DeepSeek-style sparse-attention indexer, with knobs.
 
-Keys are a mean that all keys share, topics that last from a few tokens to a few thousand, an axis on
-which every key has one of two signs, and noise. Queries are a mean per head, a share of the current
-topic, and noise that is AR(1) over the steps; signed head weights likewise. Both get RoPE (with
-YaRN's interpolation on request) on the first half of their dimensions and are rounded to e4m3, and
-a score is the signed sum of ReLUs of the factored format.
+Keys are a mean that all keys share, topics that last from a few tokens to a few thousand, an axis
+on which every key has one of two signs, and noise. Queries are a mean per head, a share of the
+current topic, and noise that is AR(1) over the steps; signed head weights likewise. Both get RoPE
+(with YaRN's interpolation on request) on the first half of their dimensions and are rounded to
+e4m3, and a score is the signed sum of ReLUs of the factored format.
 
 Two mechanisms shape a row. Heads of positive weight whose mean query points where the mean key does
 make a bump over the recent keys, by RoPE alone; heads of negative weight that meet the mean key in
@@ -63,16 +63,42 @@ class Character:
 
 
 ORDINARY = Character(
-    key_mean=0.728, key_axis=0.28, key_content=0.153, query_content=0.485, local_heads=0.765,
-    locality=0.91, reach=math.exp(9.817 * 0.86347), reach_spread=2.144 * 0.86347,
-    content_near=-0.689, content_far=0.374, repulsion=0.014, weight_mean=-0.076,
-    query_change=0.111, weight_change=0.284, persistence=0.282, topic=0.182, scale=1.38,
+    key_mean=0.728,
+    key_axis=0.28,
+    key_content=0.153,
+    query_content=0.485,
+    local_heads=0.765,
+    locality=0.91,
+    reach=math.exp(9.817 * 0.86347),
+    reach_spread=2.144 * 0.86347,
+    content_near=-0.689,
+    content_far=0.374,
+    repulsion=0.014,
+    weight_mean=-0.076,
+    query_change=0.111,
+    weight_change=0.284,
+    persistence=0.282,
+    topic=0.182,
+    scale=1.38,
 )
 HARD = Character(
-    key_mean=0.726, key_axis=0.5, key_content=0.228, query_content=0.386, local_heads=0.861,
-    locality=0.722, reach=math.exp(11.004 * 0.86347), reach_spread=2.558 * 0.86347,
-    content_near=0.195, content_far=0.783, repulsion=0.0, weight_mean=-0.362,
-    query_change=0.441, weight_change=0.121, persistence=0.185, topic=0.008, scale=2.05,
+    key_mean=0.726,
+    key_axis=0.5,
+    key_content=0.228,
+    query_content=0.386,
+    local_heads=0.861,
+    locality=0.722,
+    reach=math.exp(11.004 * 0.86347),
+    reach_spread=2.558 * 0.86347,
+    content_near=0.195,
+    content_far=0.783,
+    repulsion=0.0,
+    weight_mean=-0.362,
+    query_change=0.441,
+    weight_change=0.121,
+    persistence=0.185,
+    topic=0.008,
+    scale=2.05,
 )
 CHARACTERS = {"ordinary": ORDINARY, "hard": HARD}
 
@@ -81,10 +107,10 @@ CHARACTERS = {"ordinary": ORDINARY, "hard": HARD}
 class SynthSpec:
     """What to make. The knobs that most tests want come first.
 
-    overlap    mean share of a step's Top-k, over the whole context, that the step before had, 0 .. 1.
-               None: the character's own. Met by changing how much queries change from step to step;
-               the nearest that can be had is taken (about k / keys at the low end), and what came
-               out is in the trace's metadata.
+    overlap    mean share of a step's Top-k, over the whole context, that the step before had,
+               0 .. 1. None: the character's own. Met by changing how much queries change from step
+               to step; the nearest that can be had is taken (about k / keys at the low end), and
+               what came out is in the trace's metadata.
     k          the K that `overlap` speaks of.
     zeros      share of keys, at random places, that score exactly 0 in every step: the plateau that
                ReLU makes. It holds the K-th place if the rest of the row is mostly below 0.
@@ -114,7 +140,9 @@ class SynthSpec:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, need at least 1")
         if self.keys < self.steps:
-            raise ValueError(f"keys: got {self.keys}, need at least as many as steps ({self.steps})")
+            raise ValueError(
+                f"keys: got {self.keys}, need at least as many as steps ({self.steps})"
+            )
         if self.width < 4 or self.width % 4:
             raise ValueError(f"width: got {self.width}, need a multiple of 4")
         for name, value in (("overlap", self.overlap), ("zeros", self.zeros)):
@@ -179,7 +207,9 @@ def _unit(vectors: Tensor) -> Tensor:
 def _profile(spec: SynthSpec, content: float) -> Tensor:
     """Standard deviation of each dimension of a vector of unit energy."""
     half = spec.width // 2
-    return torch.tensor([math.sqrt((1 - content) / half)] * half + [math.sqrt(content / half)] * half)
+    return torch.tensor(
+        [math.sqrt((1 - content) / half)] * half + [math.sqrt(content / half)] * half
+    )
 
 
 def _make_keys(spec: SynthSpec, frequencies: Tensor, generator: torch.Generator) -> _Keys:
@@ -293,9 +323,7 @@ def _quantise(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors / scale[..., None]).to(torch.float8_e4m3fn).view(torch.uint8), scale
 
 
-def _finish_keys(
-    spec: SynthSpec, rotated: Tensor, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _finish_keys(spec: SynthSpec, rotated: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Rounded keys, with the plateau and the ties that were asked for."""
     if spec.zeros:
         # These keys lie opposite to the last dimension, in which every query is positive.
