@@ -43,8 +43,12 @@ _lock = Lock()
 
 
 def add(observer: Observer) -> None:
-    global active
+    global active, selected, reset
     with _lock:
+        if selected is _selected:
+            # Not at import: this loads torch's compiler, which takes longer than all of gvr_topk.
+            selected = torch.compiler.disable(_selected)
+            reset = torch.compiler.disable(_reset)
         active = (*active, observer)
 
 
@@ -54,14 +58,17 @@ def remove(observer: Observer) -> None:
         active = tuple(other for other in active if other is not observer)
 
 
-@torch.compiler.disable
-def selected(scores: Tensor, k: int, **options: Any) -> None:
+def _selected(scores: Tensor, k: int, **options: Any) -> None:
     fields = {name: options[name] for name in Call._fields if name in options}
     for observer in active:
         observer.selected(Call(scores, k, **fields))
 
 
-@torch.compiler.disable
-def reset(cache: Any, slots: Tensor | None) -> None:
+def _reset(cache: Any, slots: Tensor | None) -> None:
     for observer in active:
         observer.reset(cache, slots)
+
+
+# What the Python API calls while `active` is not empty.
+selected = _selected
+reset = _reset

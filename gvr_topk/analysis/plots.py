@@ -39,11 +39,11 @@ def size_label(count: float) -> str:
 def plot_overlap_by_step(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
     """`overlap` with lag 1: one line per layer, n and k that the frame has several of."""
     axes = _axes(ax)
-    lag = frame["lag"].min()
+    lag = int(frame["lag"].min())
     for label, part, style in _lines(frame[frame["lag"] == lag], ("layer", "n", "k")):
         axes.plot(part["step"], part["overlap"], ms=3, lw=1.2, label=label, **style)
     _fraction(axes)
-    axes.set(xlabel="decode step", ylabel=f"overlap with {lag} step{'s' * (lag > 1)} before")
+    axes.set(xlabel="decode step", ylabel=f"overlap with {lag} step{'s' if lag > 1 else ''} before")
     return _finish(axes)
 
 

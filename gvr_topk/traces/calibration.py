@@ -4,7 +4,7 @@
     python -m gvr_topk.traces.calibration figures A=trace_A_layer6.safetensors --out figures.json
     python -m gvr_topk.traces.calibration fit figures.json A --start ordinary --minutes 10
 
-`calibration.json` beside this file holds the figures of the two recordings and of the characters
+`gvr_topk/data/calibration.json` holds the figures of the two recordings and of the characters
 that were fitted to them.
 """
 
@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from tqdm import tqdm
 
 from . import synth
 from .factored import Trace
@@ -30,7 +31,7 @@ from .synth import CHARACTERS, Character, SynthSpec, approximate_scores, synthes
 LENGTHS = (8192, 32768, 65536, 130944)  # the last: what every step of 128 sees of 131,072 keys
 WINNERS = (512, 2048)
 RECENT = 1024
-COMMITTED = Path(__file__).with_name("calibration.json")
+COMMITTED = Path(__file__).parents[1] / "data" / "calibration.json"
 
 Figures = dict[str, dict[str, float]]
 
@@ -151,6 +152,7 @@ def fit(wanted: Figures, start: Character, minutes: float, seed: int = 0) -> Cha
     start = replace(start, scale=wanted["65536"]["deviation"])
     best = [(distance(of_character(start), wanted), start)]
     end = time.monotonic() + 60 * minutes
+    progress = tqdm(unit=" characters", desc="fitting")
     while time.monotonic() < end:
         parent = dice.choice(best[:4])[1]
         size = dice.choice((0.02, 0.06, 0.15))
@@ -166,8 +168,9 @@ def fit(wanted: Figures, start: Character, minutes: float, seed: int = 0) -> Cha
         child = replace(parent, **changes)
         best.append((distance(of_character(child), wanted), child))
         best = sorted(best, key=lambda pair: pair[0])[:8]
-        print(f"distance {best[0][0]:.3f}", end="\r", flush=True)
-    print()
+        progress.set_postfix(distance=f"{best[0][0]:.3f}")
+        progress.update(1)
+    progress.close()
     return best[0][1]
 
 
@@ -180,8 +183,6 @@ def figures_command(
     out: Annotated[Path, typer.Option(help="The JSON to write.")],
 ) -> None:
     """Measure recordings, and the characters beside them."""
-    from tqdm import tqdm
-
     report: dict[str, Any] = {}
     for source in tqdm(sources):
         name, _, path = source.partition("=")

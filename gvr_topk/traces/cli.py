@@ -97,8 +97,12 @@ def info(
         print(json.dumps(report, indent=2))
         return
     for name, value in report.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:10} {text}")
+        if isinstance(value, dict):
+            print(name)
+            for key, item in value.items():
+                print(f"  {key:12} {item}")
+        else:
+            print(f"{name:14} {value}")
 
 
 def _describe(trace: Trace | DenseTrace, path: Path) -> dict[str, Any]:
@@ -364,10 +368,17 @@ def _replay_table(rows: list[Replayed], title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ("layer", "algorithm", "rows", "N", "K", "overlap", "passes", "survivors", "path")
-    for name in (*names, "exact"):
-        table.add_column(name, justify="left" if name in ("algorithm", "path") else "right")
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    names = ("layer", "algo-\nrithm", "rows", "N", "K", "over-\nlap", "passes", "sur-\nvivors")
+    for name in (*names, "path", "exact"):
+        left = name.startswith(("algo", "path"))
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for layer, algorithm in dict.fromkeys((row.layer, row.algorithm) for row in rows):
         part = [row for row in rows if (row.layer, row.algorithm) == (layer, algorithm)]
         overlaps = [row.overlap for row in part if row.overlap is not None]

@@ -11,8 +11,9 @@ Two mechanisms shape a row. Heads of positive weight whose mean query points whe
 make a bump over the recent keys, by RoPE alone; heads of negative weight that meet the mean key in
 the dimensions without RoPE push all keys down evenly. The rest is content. How strong each is says
 a Character. ORDINARY and HARD were fitted to the recordings trace_A_layer6 and trace_B_layer5 by
-random search over row moments, overlap at K = 512 and 2048, share of recent keys and boundary ties,
-at 8K to 128K keys; `calibration.json` holds the recordings' figures and notebook 01 shows both.
+random search (`gvr_topk.traces.calibration`) over row moments, overlap at K = 512 and 2048, share
+of recent keys and boundary ties in bf16, at 8K to 128K keys. `gvr_topk/data/calibration.json` holds
+the figures of all four, and notebook 01 draws them.
 """
 
 from __future__ import annotations
@@ -62,43 +63,44 @@ class Character:
     scale: float  # standard deviation of a row of 64K scores
 
 
+# Printed by `python -m gvr_topk.traces.calibration fit`, which says how.
 ORDINARY = Character(
     key_mean=0.728,
     key_axis=0.28,
-    key_content=0.153,
-    query_content=0.485,
-    local_heads=0.765,
-    locality=0.91,
-    reach=math.exp(9.817 * 0.86347),
-    reach_spread=2.144 * 0.86347,
-    content_near=-0.689,
-    content_far=0.374,
-    repulsion=0.014,
-    weight_mean=-0.076,
-    query_change=0.111,
-    weight_change=0.284,
-    persistence=0.282,
-    topic=0.182,
-    scale=1.38,
+    key_content=0.1815,
+    query_content=0.4298,
+    local_heads=0.6612,
+    locality=0.795,
+    reach=2564,
+    reach_spread=1.345,
+    content_near=-0.7333,
+    content_far=0.409,
+    repulsion=0.0977,
+    weight_mean=-0.1372,
+    query_change=0.2014,
+    weight_change=0.2566,
+    persistence=0.2867,
+    topic=0.1384,
+    scale=1.398,
 )
 HARD = Character(
     key_mean=0.726,
     key_axis=0.5,
-    key_content=0.228,
-    query_content=0.386,
-    local_heads=0.861,
-    locality=0.722,
-    reach=math.exp(11.004 * 0.86347),
-    reach_spread=2.558 * 0.86347,
-    content_near=0.195,
-    content_far=0.783,
-    repulsion=0.0,
-    weight_mean=-0.362,
-    query_change=0.441,
-    weight_change=0.121,
+    key_content=0.2498,
+    query_content=0.414,
+    local_heads=0.7518,
+    locality=0.5167,
+    reach=3350,
+    reach_spread=1.514,
+    content_near=-0.007847,
+    content_far=0.8376,
+    repulsion=0.006059,
+    weight_mean=-0.4,
+    query_change=0.4468,
+    weight_change=0.04798,
     persistence=0.185,
-    topic=0.008,
-    scale=2.05,
+    topic=0.02301,
+    scale=2.106,
 )
 CHARACTERS = {"ordinary": ORDINARY, "hard": HARD}
 
