@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -279,3 +281,14 @@ def test_rows_inside_a_cuda_graph_are_counted_as_skipped(device: str, path: Path
         graph.replay()
     assert torch.equal(indices.sort().values, gvr_topk.topk_indices(scores, 3).sort().values)
     assert recorder.skipped == {"inside a CUDA graph": 2} and recorder.rows == 2
+
+
+def test_importing_the_package_does_not_load_the_compiler() -> None:
+    """torch's compiler takes longer to load than everything else; a Recorder may load it."""
+    code = (
+        "import sys, torch, gvr_topk, gvr_topk.traces\n"
+        "gvr_topk.topk(torch.randn(1, 9), 2)\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == 0

@@ -39,7 +39,7 @@ class Replayed(NamedTuple):
 
 def row_k(row: Row, k: int | None) -> int:
     """Winners to select of a row: those asked for, else the recorded number, else 2048."""
-    return k or row.k or DEFAULT_K
+    return (row.k or DEFAULT_K) if k is None else k
 
 
 def replay(
@@ -61,6 +61,8 @@ def replay(
     """
     from .. import explain  # here, so that traces can be read where the extension does not load
 
+    if k is not None and k < 1:
+        raise ValueError(f"k: got {k}, need at least 1")
     previous: dict[tuple[int, int, int], tuple[Tensor, int]] = {}
     for row in rows:
         winners = row_k(row, k)
