@@ -190,8 +190,8 @@ def test_rope_alone_explains_a_local_trace_without_having_seen_a_score(trace: Tr
         analysis.position_prior(trace, k=512, frequencies=rope_frequencies(40))
 
 
-def test_rope_theory_follows_the_recorded_profile() -> None:
-    recorded = packaged_trace()
+def test_rope_theory_follows_the_recorded_profile(device: str) -> None:
+    recorded = packaged_trace(device)
     n = 8192
     theory = analysis.rope_profile(recorded, FREQUENCIES, n)
     measured = analysis.distance_profile(list(recorded.rows(n, range(0, 64, 8))), n)
@@ -263,3 +263,15 @@ def test_without_pandas_the_error_says_what_to_install() -> None:
         cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert "gvr_topk.analysis needs pandas: pip install 'gvr-topk[notebooks]'" in done.stdout
+
+
+def test_a_context_that_grows_is_one_line(trace: Trace) -> None:
+    import matplotlib.pyplot as plt
+
+    growing = [row._replace(layer=layer) for row in trace.rows() for layer in (0, 1)]
+    axes = plots.plot_overlap_by_step(analysis.overlap(growing, k=100))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["layer 0", "layer 1"]
+    axes = plots.plot_survivors(analysis.survivors(growing, 100))
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["8K"]
+    assert axes.get_ylim()[0] == 0
+    plt.close("all")

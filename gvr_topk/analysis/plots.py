@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
+from ._frames import SEQUENCE
+
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
@@ -25,7 +27,6 @@ _STYLES = [
     {"color": "#444444", "marker": "x", "linestyle": "--"},
 ]
 _GREY = "0.45"
-_UNITS = {"n": "N", "k": "K"}
 
 
 def size_label(count: float) -> str:
@@ -108,7 +109,10 @@ def plot_survivors(
 ) -> Axes:
     """`survivors` (or its column passes, ...) by algorithm and n: boxes, whiskers 5 to 95 %."""
     axes = _axes(ax)
-    algorithms, sizes = list(frame["algorithm"].unique()), sorted(frame["n"].unique())
+    algorithms = list(frame["algorithm"].unique())
+    if not _several(frame, "n"):
+        frame = frame.assign(n=frame["n"].max())
+    sizes = sorted(frame["n"].unique())
     width = 0.8 / len(algorithms)
     for number, algorithm in enumerate(algorithms):
         style = _STYLES[number % len(_STYLES)]
@@ -131,11 +135,11 @@ def plot_survivors(
         axes.axhline(sizes_k[0], color=_GREY, lw=0.8, ls=(0, (4, 3)))
         axes.annotate(
             f"K = {sizes_k[0]}", (0.99, sizes_k[0]), xycoords=("axes fraction", "data"),
-            va="bottom", ha="right", fontsize=8, color=_GREY,
+            va="top", ha="right", fontsize=8, color=_GREY,
         )  # fmt: skip
     names = {"survivors": "scores staged per row", "passes": "reads of the row"}
     axes.set(xlabel="N (scores)", ylabel=names.get(column, column.replace("_", " ")))
-    axes.set_ylim(bottom=0)
+    _from_zero(axes)
     return _finish(axes)
 
 
@@ -154,7 +158,7 @@ def plot_entering(frame: pandas.DataFrame, ax: Axes | None = None) -> Axes:
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     axes.set_xticks(range(len(bars)), [label for label, _ in bars])
     axes.set(ylabel="entering keys, share of K")
-    axes.set_ylim(0, None)
+    _from_zero(axes)
     return _finish(axes)
 
 
@@ -204,7 +208,7 @@ def _lines(
     frame: pandas.DataFrame, columns: tuple[str, ...], always: str | None = None
 ) -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """(label, part, style) for each combination of those columns that the frame has several of."""
-    split = [name for name in columns if frame[name].nunique() > 1 or name == always]
+    split = [name for name in columns if _several(frame, name) or name == always]
     if not split:
         yield "", frame, _STYLES[0]
         return
@@ -216,9 +220,23 @@ def _lines(
         yield ", ".join(_name(column, value) for column, value in named), part, style
 
 
+def _several(frame: pandas.DataFrame, column: str) -> bool:
+    """Whether a frame compares several of something. A context that grows is one length."""
+    if column == "n":
+        return bool((frame.groupby(list(SEQUENCE))["n"].nunique() > 1).any())
+    return bool(frame[column].nunique() > 1)
+
+
+def _from_zero(axes: Axes) -> None:
+    """The value axis begins at 0, also after more is drawn in axes that share it."""
+    axes.axhline(0, lw=0).sticky_edges.y.append(0)
+
+
 def _name(column: str, value: Any) -> str:
-    if column in _UNITS:
-        return f"{_UNITS[column]} = {size_label(value)}"
+    if column == "n":
+        return f"N = {size_label(value)}"
+    if column == "k":
+        return f"K = {value}"
     return f"{column} {value}"
 
 

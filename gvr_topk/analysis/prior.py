@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..traces import Row, Trace, TraceError, rotate
-from ._frames import SEQUENCE, Source, about, each_row, frame, tail, winners
+from ._frames import SEQUENCE, Counts, Source, about, counts, each_row, frame, tail, winners
 
 if TYPE_CHECKING:
     import pandas
@@ -111,8 +111,8 @@ def rope_evidence(trace: Trace, bases: Sequence[float]) -> pandas.DataFrame:
 
 def position_prior(
     source: Source,
-    k: int = 2048,
-    n: int | None = None,
+    k: Counts = 2048,
+    n: Counts | None = None,
     *,
     frequencies: Tensor | None = None,
 ) -> pandas.DataFrame:
@@ -123,44 +123,57 @@ def position_prior(
     recent      the k most recent keys
     profile     the k best distances of `distance_profile` of the first half
     rope        the k best distances of `rope_profile`, if `frequencies` are given and the source is
-                a factored trace: from mean vectors, without having seen a score
+                a factored trace: from mean vectors (of all steps), without having seen a score
     previous    the previous step's answer: what a hint knows, for comparison
     chance      k / n
 
-    n None takes the greatest length that all rows of a sequence have. Columns: layer, request,
-    draft, step, n, k, predictor, explained (share of the Top-K).
+    n None takes the greatest length that all rows of a sequence have. Memory: all rows. Columns:
+    layer, request, draft, step, n, k, predictor, explained (share of the Top-K).
     """
-    rope_source = source if isinstance(source, Trace) and frequencies is not None else None
-    if frequencies is not None and rope_source is None:
+    if frequencies is not None and not isinstance(source, Trace):
         raise TraceError("frequencies: only a factored trace has the vectors that they turn")
+    lengths = None if n is None else counts("n", n)
     rows = sorted(each_row(source), key=lambda row: (row.sequence, row.step))
     records = []
     for _, group in groupby(rows, key=lambda row: row.sequence):
         sequence = list(group)
-        length = min(len(row.scores) for row in sequence) if n is None else n
-        parts = [part for row in sequence if (part := tail(row, length)) is not None]
-        learned, predicted = parts[: len(parts) // 2], parts[len(parts) // 2 :]
-        if not learned or k >= length:
-            continue
-        distances = {"recent": torch.arange(k)}
-        distances["profile"] = _best(distance_profile(learned, length), k)
-        if rope_source is not None and frequencies is not None:
-            distances["rope"] = _best(rope_profile(rope_source, frequencies, length), k)
-        previous = winners(learned[-1], k)
-        for row in predicted:
-            now = winners(row, k)
-            newest = row.first_key + length - 1
-            found = {
-                name: _share(now, (newest - distance).to(now.device))
-                for name, distance in distances.items()
-            }
-            found |= {"previous": _share(now, previous), "chance": k / length}
-            previous = now
-            records += [
-                {**about(row), "n": length, "k": k, "predictor": name, "explained": share}
-                for name, share in found.items()
-            ]
+        for length in lengths or [min(len(row.scores) for row in sequence)]:
+            parts = [part for row in sequence if (part := tail(row, length)) is not None]
+            if len(parts) < 2:
+                continue
+            theory = None
+            if isinstance(source, Trace) and frequencies is not None:
+                theory = rope_profile(source, frequencies, length)
+            for size in counts("k", k):
+                if size < length:
+                    records += _predictions(parts, size, length, theory)
     return frame(records, (*SEQUENCE, "n", "k", "predictor", "explained"))
+
+
+def _predictions(
+    parts: list[Row], k: int, length: int, theory: Tensor | None
+) -> list[dict[str, Any]]:
+    """Every predictor's share of the answers of the second half of one sequence's rows."""
+    learned, predicted = parts[: len(parts) // 2], parts[len(parts) // 2 :]
+    distances = {"recent": torch.arange(k), "profile": _best(distance_profile(learned, length), k)}
+    if theory is not None:
+        distances["rope"] = _best(theory, k)
+    previous = winners(learned[-1], k)
+    records = []
+    for row in predicted:
+        now = winners(row, k)
+        newest = row.first_key + length - 1
+        found = {
+            name: _share(now, (newest - distance).to(now.device))
+            for name, distance in distances.items()
+        }
+        found |= {"previous": _share(now, previous), "chance": k / length}
+        previous = now
+        records += [
+            {**about(row), "n": length, "k": k, "predictor": name, "explained": share}
+            for name, share in found.items()
+        ]
+    return records
 
 
 def variance_shares(source: Source, n: int) -> pandas.DataFrame:

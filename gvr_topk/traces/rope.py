@@ -57,7 +57,7 @@ def rotate(vectors: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     Positions and vectors.shape[:-1] are broadcast together. Negative positions turn back.
     """
     pairs = len(frequencies)
-    angle = positions[..., None].to(torch.float64) * frequencies
+    angle = positions[..., None].to(torch.float64) * frequencies.to(positions.device)
     cosine, sine = angle.cos().to(vectors.dtype), angle.sin().to(vectors.dtype)
     first, second = vectors[..., :pairs], vectors[..., pairs : 2 * pairs]
     turned = torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
