@@ -84,7 +84,7 @@ def test_locality_brings_recent_keys_to_the_top() -> None:
         return (top >= 16384 - 1024).float().mean().item()
 
     none, some, most = recent(0.0), recent(0.6), recent(0.95)
-    assert none < 0.3 < most and none < some < most
+    assert none < some < most and most > none + 0.2
 
 
 def test_the_same_spec_gives_the_same_trace_and_a_seed_another() -> None:
