@@ -292,3 +292,23 @@ def test_importing_the_package_does_not_load_the_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
     assert done.returncode == 0
+
+
+def test_queries_of_a_batch_entry_can_be_steps_of_one_request(path: Path) -> None:
+    """As transformers calls: a prefill of three queries, then one query per step."""
+    scores = torch.randn(2, 3, 9)
+    with Recorder(path, queries=True):
+        gvr_topk.topk(scores, 2)
+        gvr_topk.topk(scores[:, :1], 2)
+    rows = recorded(path)
+    assert [(row.request, row.step, row.draft) for row in rows] == [
+        (0, 0, 0),
+        (0, 1, 0),
+        (0, 2, 0),
+        (1, 0, 0),
+        (1, 1, 0),
+        (1, 2, 0),
+        (0, 3, 0),
+        (1, 3, 0),
+    ]
+    assert torch.equal(torch.stack([row.scores for row in rows[:6]]).view(2, 3, 9), scores)

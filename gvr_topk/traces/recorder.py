@@ -31,6 +31,8 @@ class Recorder:
     layers      selections per forward pass, for the plain functions, which do not say their layer:
                 call c counts as layer c % layers. A TopKCache says it; a second cache's layers are
                 numbered after the first one's.
+    queries     plain calls with scores [batch, queries, keys], as transformers makes them: the
+                queries of a batch entry are consecutive steps of one request, not requests.
     only_layers, only_slots
                 record these alone: layers, and slots of a TopKCache or places in the batch.
     every       record each `every`-th decode step of a sequence.
@@ -62,6 +64,7 @@ class Recorder:
         path: str | Path,
         *,
         layers: int = 1,
+        queries: bool = False,
         only_layers: Collection[int] | None = None,
         only_slots: Collection[int] | None = None,
         every: int = 1,
@@ -76,7 +79,7 @@ class Recorder:
         self.max_bytes = max_bytes
         self.skipped: Counter[str] = Counter()  # rows that were not recorded, by reason
         self.stopped: str | None = None  # why the recording ended before its block did
-        self._layers, self._every = layers, every
+        self._layers, self._every, self._queries = layers, every, queries
         self._only_layers, self._only_slots = only_layers, only_slots
         self._metadata = metadata
         self._progress = progress
@@ -174,13 +177,19 @@ class Recorder:
             row, n, call.lengths, call.starts, call.next_n, call.compress_ratio
         )
         windows = torch.cat([begin, end], dim=1).tolist()
-        count = len(scores) // call.next_n
+        # Rows of one request in a call: steps of its sequence, or drafts of one step.
+        in_order = self._queries and call.cache is None and call.scores.dim() > 2
+        span = call.scores.shape[-2] if in_order else call.next_n
+        count = len(scores) // span if span else 0
         places = range(count) if call.slots is None else call.slots.tolist()
         requests = [self._request(call, place) for place in places]
-        steps = [self._step(layer, request) for request in requests]
+        taken = span if in_order else 1
+        firsts = [self._step(layer, request, taken) for request in requests]
         for number, (start, stop) in enumerate(windows):
-            place, draft = divmod(number, call.next_n)
-            request, step = requests[place], steps[place]
+            place, offset = divmod(number, span)
+            request, step, draft = requests[place], firsts[place], offset
+            if in_order:
+                step, draft = step + offset, 0
             reason = self._reason_to_skip(places[place], request, step, stop - start)
             if reason is not None:
                 self.skipped[reason] += 1
@@ -230,11 +239,12 @@ class Recorder:
             return None
         return place + call.cache.slots * self._resets[self._cache_place(call.cache)[0], place]
 
-    def _step(self, layer: int, request: int | None) -> int:
+    def _step(self, layer: int, request: int | None, taken: int) -> int:
+        """The sequence's first step of this call, which takes so many."""
         if request is None:
             return 0
-        self._steps[layer, request] += 1
-        return self._steps[layer, request] - 1
+        self._steps[layer, request] += taken
+        return self._steps[layer, request] - taken
 
     def _reason_to_skip(
         self, place: int, request: int | None, step: int, length: int
