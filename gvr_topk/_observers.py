@@ -8,6 +8,7 @@ caller is compiled again with a graph break at each selection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
@@ -26,7 +27,7 @@ class Call(NamedTuple):
     compress_ratio: int = 1
     cache: Any = None  # the TopKCache, of which `layer` and `slots` are
     layer: int = 0
-    slots: Tensor | None = None
+    slots: Tensor | Sequence[int] | None = None
 
 
 class Observer(Protocol):

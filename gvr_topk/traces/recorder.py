@@ -181,7 +181,7 @@ class Recorder:
         in_order = self._queries and call.cache is None and call.scores.dim() > 2
         span = call.scores.shape[-2] if in_order else call.next_n
         count = len(scores) // span if span else 0
-        places = range(count) if call.slots is None else call.slots.tolist()
+        places = range(count) if call.slots is None else torch.as_tensor(call.slots).tolist()
         requests = [self._request(call, place) for place in places]
         taken = span if in_order else 1
         firsts = [self._step(layer, request, taken) for request in requests]
