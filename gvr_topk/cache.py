@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _observers
 from .ops import TopKResult, check_int, check_options, check_scores, check_tensor, type_name
-from .serving import KvTopK, TopKDifference, check_placement, check_requests
+from .serving import (
+    KvTopK,
+    TopKDifference,
+    check_placement,
+    check_requests,
+    windows_of_groups,
+)
 from .stats import Explanation, Stats
 
 if TYPE_CHECKING:
@@ -189,6 +195,18 @@ class TopKCache(_C.TopKCache):
             return_values=return_values,
             return_stats=return_stats,
         )
+        if _observers.active:
+            _observers.selected(
+                scores,
+                self.k,
+                lengths=lengths,
+                starts=starts,
+                next_n=next_n,
+                compress_ratio=compress_ratio,
+                cache=self,
+                layer=layer,
+                slots=slots,
+            )
         if return_stats:
             values, indices, stats = result
             return Explanation(values, indices, Stats(stats))
@@ -233,6 +251,10 @@ class TopKCache(_C.TopKCache):
             windows_per_row=windows_per_row,
             **options,
         )
+        if _observers.active:
+            self._observe(
+                scores, layer, slots, lengths, row_to_request, windows_per_row, {**options}
+            )
         return KvTopK(*result)
 
     def step_difference(
@@ -269,7 +291,28 @@ class TopKCache(_C.TopKCache):
             windows_per_row=windows_per_row,
             **options,
         )
+        if _observers.active:
+            self._observe(
+                scores, layer, slots, lengths, row_to_request, windows_per_row, {**options}
+            )
         return TopKDifference(*result)
+
+    def _observe(
+        self,
+        scores: Tensor,
+        layer: int,
+        slots: Slots | None,
+        lengths: Tensor | None,
+        row_to_request: Tensor | None,
+        windows_per_row: bool,
+        options: dict[str, Any],
+    ) -> None:
+        windows = windows_of_groups(
+            row_to_request, windows_per_row, lengths, options.pop("starts", None)
+        )
+        if row_to_request is None:
+            options.update(cache=self, layer=layer, slots=slots)
+        _observers.selected(scores, self.k, **{**options, **windows})
 
     def seed(self, layer: int, slots: Slots, indices: Tensor) -> None:
         """indices[i] becomes the hint of slot slots[i] in one layer, as if a step had answered it.
@@ -289,7 +332,10 @@ class TopKCache(_C.TopKCache):
         twice; except in a CUDA tensor, since looking at it would stop the stream. There, unknown
         slots are ignored, and a slot that comes twice ends with a hint from either source.
         """
-        super().reset(None if slots is None else _slot_tensor("slots", slots))
+        given = None if slots is None else _slot_tensor("slots", slots)
+        super().reset(given)
+        if _observers.active:
+            _observers.reset(self, given)
 
     def copy(self, src: Slots, dst: Slots) -> None:
         """Slot dst[i] takes over the hints of slot src[i], in every layer.

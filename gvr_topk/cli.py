@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .bench.cli import app as bench_app
+from .traces.cli import app as trace_app
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-trace_app = typer.Typer(help="Work with recorded traces.", rich_markup_mode=None)
 app.add_typer(trace_app, name="trace")
 app.add_typer(bench_app, name="bench")
 
@@ -201,26 +201,6 @@ def explain(
     print(f"Plan on {device_name}: {plan}")
     for reason in plan.reasons:
         print(f"  {reason}")
-
-
-@trace_app.command("cut")
-def trace_cut(
-    source: Annotated[Path, typer.Argument(help="A factored trace.")],
-    output: Annotated[Path, typer.Argument(help="The file to write.")],
-    keys: Annotated[int, typer.Option(help="Keep the last KEYS keys.")] = 32768,
-    steps: Annotated[int, typer.Option(help="Keep the last STEPS steps.")] = 64,
-) -> None:
-    """Cut the end out of a trace; the packaged trace was made like this.
-
-    \b
-    Example:
-      python -m gvr_topk trace cut trace_A_layer6.safetensors trace_A_layer6_cut.safetensors
-    """
-    with _user_errors():
-        from .traces import Trace, cut, save
-
-        digest = save(cut(Trace.load(source), keys, steps), output)
-    print(f"{output}: {keys} keys, {steps} steps, {output.stat().st_size} bytes, sha256 {digest}")
 
 
 class _Case(NamedTuple):

@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _C, _observers
 from .stats import COLUMNS, Explanation, Stats
 
 __all__ = ["TopKResult", "explain", "topk", "topk_indices"]
@@ -101,13 +101,16 @@ def topk(
         algorithm=algorithm,
     )
     if out is None:
-        return TopKResult(*torch.ops.gvr.topk.default(scores, k, **options))
-    if not isinstance(out, tuple | list) or len(out) != 2:
-        raise TypeError(f"out: got {type_name(out)}, need a tuple (values, indices)")
-    values, indices = out
-    check_tensor("values", values)
-    check_tensor("indices", indices)
-    torch.ops.gvr.topk.out(scores, k, **options, values=values, indices=indices)
+        values, indices = torch.ops.gvr.topk.default(scores, k, **options)
+    else:
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            raise TypeError(f"out: got {type_name(out)}, need a tuple (values, indices)")
+        values, indices = out
+        check_tensor("values", values)
+        check_tensor("indices", indices)
+        torch.ops.gvr.topk.out(scores, k, **options, values=values, indices=indices)
+    if _observers.active:
+        _observers.selected(scores, k, **options)
     return TopKResult(values, indices)
 
 
@@ -142,10 +145,14 @@ def topk_indices(
         algorithm=algorithm,
     )
     if out is None:
-        return torch.ops.gvr.topk_indices.default(scores, k, **options)
-    check_tensor("out", out)
-    torch.ops.gvr.topk_indices.out(scores, k, **options, indices=out)
-    return out
+        indices = torch.ops.gvr.topk_indices.default(scores, k, **options)
+    else:
+        check_tensor("out", out)
+        torch.ops.gvr.topk_indices.out(scores, k, **options, indices=out)
+        indices = out
+    if _observers.active:
+        _observers.selected(scores, k, **options)
+    return indices
 
 
 def explain(
@@ -180,6 +187,8 @@ def explain(
         algorithm=algorithm,
     )
     values, indices, stats = torch.ops.gvr.topk_stats.default(scores, k, **options)
+    if _observers.active:
+        _observers.selected(scores, k, **options)
     return Explanation(values, indices, Stats(stats))
 
 

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _observers
 from .ops import _new_indices, check_int, check_options, check_scores, check_tensor, type_name
 
 __all__ = ["KvTopK", "TopKDifference", "topk_kv"]
@@ -132,13 +133,36 @@ def topk_kv(
     }
     given = {name: value for name, value in options.items() if value is not _DEFAULTS[name]}
     if out is None:
-        return KvTopK(*torch.ops.gvr.topk_kv.default(scores, k, **given))
-    if not isinstance(out, tuple | list) or len(out) != 2:
-        raise TypeError(f"out: got {type_name(out)}, need a tuple (kv_indices, indices)")
-    check_tensor("kv_indices", out[0])
-    check_tensor("indices", out[1])
-    torch.ops.gvr.topk_kv.out(scores, k, **given, kv_indices=out[0], indices=out[1])
-    return KvTopK(*out)
+        result = KvTopK(*torch.ops.gvr.topk_kv.default(scores, k, **given))
+    else:
+        if not isinstance(out, tuple | list) or len(out) != 2:
+            raise TypeError(f"out: got {type_name(out)}, need a tuple (kv_indices, indices)")
+        result = KvTopK(*out)
+        check_tensor("kv_indices", result.kv_indices)
+        check_tensor("indices", result.indices)
+        torch.ops.gvr.topk_kv.out(scores, k, **given, **result._asdict())
+    if _observers.active:
+        observed = windows_of_groups(row_to_request, windows_per_row, lengths, starts)
+        _observers.selected(scores, k, **{**windows, **observed})
+    return result
+
+
+def windows_of_groups(
+    row_to_request: Tensor | None,
+    windows_per_row: bool,
+    lengths: Tensor | None,
+    starts: Tensor | None,
+) -> dict[str, Tensor | None]:
+    """The lengths and starts of a call with one entry for every group of next_n rows."""
+    windows = {"lengths": lengths, "starts": starts}
+    if row_to_request is None or windows_per_row:
+        return windows
+    for name, given in windows.items():
+        if given is None:
+            continue
+        known = (row_to_request >= 0) & (row_to_request < len(given))
+        windows[name] = given[row_to_request.long().where(known, 0)].where(known, 0)
+    return windows
 
 
 def check_requests(row_to_request: object, windows_per_row: object) -> None:

@@ -14,14 +14,16 @@ score[t] = k_scale[t] * sum_h w[s, h] * relu(<q[s, h], k[t]>).
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FORMAT = "gvr_topk.trace.factored/1"
+from .files import FACTORED, Row, TraceError, check_format, safetensors_file, trace_metadata
+
+FORMAT = FACTORED
 PACKAGED = "trace_A_layer6_cut.safetensors"
 
 _LAYOUT = {
@@ -32,10 +34,6 @@ _LAYOUT = {
 }
 # Keys rebuilt at a time: 16 MB of temporaries at width 64, whatever the context.
 _CHUNK = 16384
-
-
-class TraceError(ValueError):
-    """A file that is not a readable factored trace."""
 
 
 class Trace:
@@ -106,6 +104,25 @@ class Trace:
             out *= self.tensors["k_scale"][part]
         return scores
 
+    def rows(self, keys: int | None = None, steps: range | None = None) -> Iterator[Row]:
+        """Every step's row over its last `keys` visible keys (all of them by default), in order."""
+        layer = self.layer
+        for step in range(self.steps) if steps is None else steps:
+            window = self.window(step, keys)
+            yield Row(self.scores(step, keys), window.start, layer, 0, 0, step, None)
+
+    @property
+    def layer(self) -> int:
+        """The layer that the metadata names, else 0."""
+        found = str(self.metadata.get("layer", "0"))
+        return int(found) if found.isdecimal() else 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Trace({self.name!r}, keys={self.keys}, steps={self.steps}, heads={self.heads}, "
+            f"width={self.width}, device='{self.device}')"
+        )
+
     def _decode(self, data: Tensor) -> Tensor:
         return self._byte_values.index_select(0, data.reshape(-1).int()).view(data.shape)
 
@@ -121,37 +138,18 @@ def _float8_values() -> Tensor:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise TraceError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = sorted(file.keys())
-            missing = [key for key in _LAYOUT if key not in found]
-            if missing:
-                raise TraceError(
-                    f"{path}: lacks {', '.join(missing)}, need a factored trace "
-                    f"({', '.join(_LAYOUT)}); it holds {', '.join(found) or 'nothing'}"
-                )
-            tensors = {key: file.get_tensor(key) for key in _LAYOUT}
-            header = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise TraceError(f"{path}: not a complete safetensors file ({error})") from error
-    return tensors, _parse_metadata(header, path)
-
-
-def _parse_metadata(header: dict[str, str], path: Path) -> dict[str, Any]:
-    if "trace" not in header:
-        return dict(header)
-    try:
-        metadata = json.loads(header["trace"])
-    except json.JSONDecodeError as error:
-        raise TraceError(f"{path}: the header entry 'trace' is not JSON ({error})") from error
-    found = metadata.get("format") if isinstance(metadata, dict) else metadata
-    if found != FORMAT:
-        raise TraceError(f"{path}: got trace format {found!r}, need {FORMAT!r}")
-    return metadata
+    with safetensors_file(path) as file:
+        found = sorted(file.keys())
+        missing = [key for key in _LAYOUT if key not in found]
+        if missing:
+            raise TraceError(
+                f"{path}: lacks {', '.join(missing)}, need a factored trace "
+                f"({', '.join(_LAYOUT)}); it holds {', '.join(found) or 'nothing'}"
+            )
+        tensors = {key: file.get_tensor(key) for key in _LAYOUT}
+        metadata = trace_metadata(file.metadata() or {}, path)
+    check_format(metadata, FORMAT, path)
+    return tensors, metadata
 
 
 def _check_layout(tensors: dict[str, Tensor], name: str) -> dict[str, int]:

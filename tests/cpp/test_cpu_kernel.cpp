@@ -173,7 +173,7 @@ Answer check(const Scores& scores, TopKParams p, const Run& run) {
   return answer;
 }
 
-TopKParams shape(int64_t rows, int32_t n, int32_t k) { return {.rows = rows, .n = n, .k = k}; }
+TopKParams shape(int64_t rows, int32_t n, int32_t k) { return {.n = n, .k = k, .rows = rows}; }
 
 // What the score at position i of a row of n may be made from.
 struct Draw {

@@ -208,7 +208,7 @@ def test_opcheck(device: str) -> None:
     scores = _drifting(1, 4, device)[0]
     op = torch.ops.gvr.step_difference.default
     for arguments in (
-        {},
+        {"sorted": True},
         {"slots": torch.tensor([4, 1], device=device), "next_n": 2, "sorted": True},
     ):
         state = torch.zeros(2, 5, 2, HEADER + K, dtype=torch.int32, device=device)

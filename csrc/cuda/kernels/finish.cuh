@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(Config::kSortThreads)
     compare_kernel(const __grid_constant__ TopKParams p) {
   __shared__ Comparing scratch;
   const int64_t group = blockIdx.x;
-  const int64_t slot = claim_slot(p, group);
+  const int64_t slot = claim_slot(p, group, Config::kSortThreads);
   HintRow hint = slot < 0 ? HintRow{nullptr, 0} : slot_hint(p, slot);
   for (int draft = 0; draft < p.next_n; ++draft) {
     const int64_t row = group * p.next_n + draft;

@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
   const int64_t row_index = blockIdx.x;
   const void* row = static_cast<const typename E::Storage*>(p.scores) + row_index * p.score_stride;
   const RowWindow window = row_window(p, row_index);
-  int32_t* entry = begin_entry(p, row_index);
+  int32_t* entry = begin_entry(p, row_index, Config::kRadixThreads);
   if (window.size() <= p.k) {
     emit_short_row<kType>(p, row_index, row, window, 0, 1, entry);
     return;
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     }
     put_stats(p, row_index, Path::kRadix, rounds + 1, p.k, 0, 0, rounds);
   }
-  finish_row(p, row_index);
+  finish_row(p, row_index, Config::kRadixThreads);
 }
 
 }  // namespace gvr::cuda

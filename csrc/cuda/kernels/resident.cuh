@@ -312,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   const auto k = static_cast<uint32_t>(p.k);
   const auto n = static_cast<uint32_t>(task.window.size());
   if (n <= k) {
-    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index);
+    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
     emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size(), entry);
     return;
   }
@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
     sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
   }
-  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index);
+  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
   const int group = bound_group(__fdividef(static_cast<float>(k), static_cast<float>(n)));
   slice.arrive();
   if constexpr (!kCluster) {
@@ -413,7 +413,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   rank_crossing<kType, kThreads>(p, scratch, output, task.row_index);
   if (placed) {
     S::wait();
-    finish_row(p, task.row_index);
+    finish_row(p, task.row_index, kThreads);
   }
   if (p.stats != nullptr && threadIdx.x == 0) {
     put_stats(p, task.row_index, Path::kResident, 1, scratch.admitted, 0, 0, 1);

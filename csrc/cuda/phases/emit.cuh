@@ -3,7 +3,8 @@
 //
 // A kernel calls, in this order: begin_entry at its first barrier (the state entry that the answer
 // goes to), RowOutput::put for every winner, write_state_header from one thread, and finish_row
-// when a barrier has made every put of the row visible to the calling CTA.
+// when a barrier has made every put of the row visible to the calling CTA. `threads` of the block take part:
+// after a fall back they are fewer than were launched.
 #pragma once
 
 #include <cstdint>
@@ -16,11 +17,11 @@ namespace gvr::cuda {
 // The slot that a group of rows may read and write, -1: none. Where groups of one call share a
 // slot, only the last that has a valid score gets it (slots_may_repeat in rows.h), so that one row
 // alone writes an entry. Block-wide, one barrier; one load per thread in a batch of ordinary size.
-inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t group) {
+inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t group, int threads) {
   const int64_t slot = group_slot(p, group);
   bool taken = false;
   if (slot >= 0 && slots_may_repeat(p)) {
-    for (int64_t later = group + 1 + threadIdx.x; later < p.groups && !taken; later += blockDim.x) {
+    for (int64_t later = group + 1 + threadIdx.x; later < p.groups && !taken; later += threads) {
       taken = group_takes_slot(p, later, slot);
     }
   }
@@ -30,12 +31,12 @@ inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t g
 // The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
 // the place for it is the row's first one: other threads wait there for the window. Comparing needs
 // the old entries after the selection, so compare_kernel then writes the state.
-__device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row) {
+__device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row, int threads) {
   if (p.state == nullptr || p.stats != nullptr || p.difference.entered != nullptr) {
     __syncthreads();
     return nullptr;
   }
-  const int64_t slot = claim_slot(p, row_group(p, row));
+  const int64_t slot = claim_slot(p, row_group(p, row), threads);
   return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
 }
 
@@ -111,23 +112,23 @@ __device__ __forceinline__ void put_stats(const TopKParams& p, int64_t row, Path
 
 // Places of a row's selected keys in the KV cache, from its finished indices: the loads of a batch
 // are independent of each other, which they would not be in put().
-inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row) {
+inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row, int threads) {
   const int32_t* indices = p.indices + row * p.indices_stride;
   int32_t* out = p.kv.out + row * p.kv.out_stride;
   const RowPlaces places = row_places(p, row);
   constexpr int kBatch = 8;
-  for (int64_t first = threadIdx.x; first < p.k; first += int64_t{kBatch} * blockDim.x) {
+  for (int64_t first = threadIdx.x; first < p.k; first += int64_t{kBatch} * threads) {
     int32_t at[kBatch];
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t i = first + int64_t{b} * blockDim.x;
+      const int64_t i = first + int64_t{b} * threads;
       at[b] = i < p.k ? indices[i] : -1;
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) at[b] = place_of(places, at[b]);
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int64_t i = first + int64_t{b} * blockDim.x;
+      const int64_t i = first + int64_t{b} * threads;
       if (i < p.k) out[i] = at[b];
     }
   }
@@ -135,10 +136,10 @@ inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row
 
 // Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster,
 // where the row has one) behind the row's last put but for the caller's own.
-__device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row) {
+__device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row, int threads) {
   if (p.kv.out == nullptr) return;
   __syncthreads();
-  emit_places(p, row);
+  emit_places(p, row, threads);
 }
 
 // n <= K: every valid index in ascending order, then padding. No selection, no hint, no barrier.

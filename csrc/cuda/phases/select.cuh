@@ -50,7 +50,7 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }
-  int32_t* entry = begin_entry(p, S::row());
+  int32_t* entry = begin_entry(p, S::row(), Config::kThreads);
   if (scratch.task.window.size() > p.k) {
     if (threadIdx.x == 0) scratch.task.entry = entry;  // read behind the barriers of the selection
     return true;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
   }
   const int rounds = refine_and_emit<kType, S>(
       p, scratch, staging, capacity, LinearBins(scratch.guess.bins_low, scratch.guess.bins_high));
-  if (S::rank() == 0) finish_row(p, scratch.task.row_index);
+  if (S::rank() == 0) finish_row(p, scratch.task.row_index, Config::kThreads);
   if (p.stats != nullptr && S::rank() == 0 && threadIdx.x == 0) {
     put_stats(p, scratch.task.row_index, path, passes + undershoots, scratch.survivors,
               scratch.overflows, undershoots, rounds);

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from .dense import DenseTrace
 from .factored import FORMAT, Trace
+from .files import Row
 
 _DESCRIPTION = (
     "Index keys and queries of one decoder layer, recorded at consecutive decode steps. "
@@ -43,6 +46,20 @@ def cut(trace: Trace, keys: int, steps: int) -> Trace:
         "first_step": int(trace.metadata.get("first_step", 0)) + first_step,
     }
     return Trace(tensors, metadata, f"{trace.name}_cut")
+
+
+def last_rows(trace: DenseTrace, keys: int | None, steps: int | None) -> Iterator[Row]:
+    """The last `steps` steps of every sequence of a dense trace, each the last `keys` scores."""
+    for name, value in (("keys", keys), ("steps", steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, need at least 1")
+    last: dict[tuple[int, int], int] = {}
+    columns = (trace.columns[name].tolist() for name in ("layer", "request", "step"))
+    for layer, request, step in zip(*columns, strict=True):
+        last[layer, request] = max(step, last.get((layer, request), 0))
+    for row in trace.rows(keys):
+        if steps is None or row.step > last[row.layer, row.request] - steps:
+            yield row
 
 
 def save(trace: Trace, path: str | Path) -> str:
