@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -368,6 +369,17 @@ def test_evidence_counts_outcomes_and_gives_pytests_exit_code(tmp_path: Path) ->
     # The folders in front depend on where the repository lies.
     failed = [name.split(".")[-1] for name in record["failed"]]
     assert record["totals"]["failed"] == 1 and failed == ["test_sample::test_bad"]
+
+
+def test_evidence_of_a_command_counts_the_tests_that_it_runs(tmp_path: Path) -> None:
+    tests = tmp_path / "test_sample.py"
+    tests.write_text(OUTCOMES)
+    command = f"{sys.executable} -m pytest {tests}"
+    record = gather(["-q", "-p", "no:cacheprovider"], command=command)
+    assert succeeded(record) and record["command"] == command
+    assert record["totals"]["passed"] == 1 and record["totals"]["skipped"] == 1
+    record = gather([], command=str(tmp_path / "absent"))
+    assert not succeeded(record) and "absent" in record["problem"]
 
 
 def test_evidence_of_nothing_is_no_success(tmp_path: Path) -> None:

@@ -283,18 +283,23 @@ def evidence(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="JSON to write.")],
     timeout: Annotated[float | None, typer.Option(help="Seconds given to the tests.")] = None,
+    command: Annotated[
+        str | None, typer.Option(help="What runs pytest, in place of pytest itself.")
+    ] = None,
 ) -> None:
     """Run pytest on this machine (arguments after --) and record what came of it.
 
-    The exit code is pytest's; 1 when pytest was stopped, left no report, or no test passed.
+    The exit code is pytest's, or the command's; 1 when pytest was stopped, left no report, or no
+    test passed.
 
     \b
     Example:
       python -m gvr_topk bench evidence --out tests.json -- -q tests
+      python -m gvr_topk bench evidence --out all.json --command "make test" -- -n 8
     """
     from .evidence import gather, succeeded
 
-    record = gather(context.args, timeout)
+    record = gather(context.args, timeout, command)
     with _user_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n")

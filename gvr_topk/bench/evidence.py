@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,17 @@ SCHEMA = 1
 _MOST_NAMED = 200
 
 
-def gather(arguments: Sequence[str], timeout: float | None = None) -> dict[str, Any]:
-    """Runs pytest with these arguments in the current directory."""
+def gather(
+    arguments: Sequence[str], timeout: float | None = None, command: str | None = None
+) -> dict[str, Any]:
+    """Runs pytest with these arguments in the current directory; or a command that runs pytest, to
+    which the arguments are handed in PYTEST_ADDOPTS.
+    """
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "test-evidence",
         "environment": environment.describe(),
+        "command": command,
         "arguments": list(arguments),
         "exit_code": None,
         "seconds": 0.0,
@@ -34,10 +41,19 @@ def gather(arguments: Sequence[str], timeout: float | None = None) -> dict[str, 
     }
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
+        arguments = [f"--junitxml={report}", *arguments]
+        variables = dict(os.environ)
+        variables.pop("PYTEST_ADDOPTS", None)
+        if command is None:
+            words = [sys.executable, "-m", "pytest", *arguments]
+        else:
+            words = shlex.split(command)
+            variables["PYTEST_ADDOPTS"] = shlex.join(arguments)
         began = perf_counter()
         try:
-            record["exit_code"] = subprocess.run(command, timeout=timeout).returncode
+            record["exit_code"] = subprocess.run(words, timeout=timeout, env=variables).returncode
+        except FileNotFoundError as error:
+            record["problem"] = f"could not run: {error}"
         except subprocess.TimeoutExpired:
             record["problem"] = f"stopped after {timeout:g} s"
         record["seconds"] = round(perf_counter() - began, 1)
