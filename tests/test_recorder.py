@@ -97,7 +97,7 @@ def test_plain_calls_take_their_layer_from_the_order_of_calls(path: Path) -> Non
 
 def test_a_cache_says_layer_and_request(device: str, path: Path) -> None:
     cache, second = (TopKCache(2, 8, 4, device=device) for _ in range(2))
-    slots = torch.tensor([5, -1, 2, 9], device=device)
+    slots = torch.tensor([5, -1, 2, -9], device=device)
     scores = torch.randn(4, 30, device=device)
     with Recorder(path) as recorder:
         for layer in range(2):

@@ -142,7 +142,7 @@ def test_replay_fails_where_an_answer_is_wrong(
     import gvr_topk.traces.replaying as replaying
 
     def reference(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return scores[:, :k], torch.arange(k, dtype=torch.int32)[None]
+        return scores[:, :k], torch.arange(k, dtype=torch.int32, device=scores.device)[None]
 
     monkeypatch.setattr(replaying, "topk_reference", reference)
     assert main(["trace", "replay", str(dense), "--k", "20", "--json"]) == 1

@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -48,14 +49,18 @@ MASKED = -1e30
 STATIC = ["deepseek_v32", "glm_moe_dsa"]
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+@pytest.fixture(params=list(MODELS))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
+# Not a fixture of the module: the order in which workers run the tests would decide what it holds.
+_shared_model = cache(tiny_model)
+
+
+@pytest.fixture
 def model(name: str, device: str) -> torch.nn.Module:
-    return tiny_model(name, device)
+    return _shared_model(name, device)
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +162,7 @@ def test_generation_without_a_cache_is_the_same(
     _check_same(model, _prompt(name, device), monkeypatch, **options)
 
 
-@pytest.mark.parametrize("name", STATIC, scope="module")
+@pytest.mark.parametrize("name", STATIC)
 def test_a_static_cache_is_the_same(
     name: str, model: torch.nn.Module, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +171,7 @@ def test_a_static_cache_is_the_same(
 
 
 @pytest.mark.skipif(not SINCE_5_17, reason="transformers does not assist these models")
-@pytest.mark.parametrize("name", STATIC, scope="module")
+@pytest.mark.parametrize("name", STATIC)
 def test_assisted_generation_is_the_same(
     name: str, model: torch.nn.Module, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
