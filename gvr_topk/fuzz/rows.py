@@ -52,10 +52,6 @@ def _rand(rows: int, n: int, g: torch.Generator) -> Tensor:
     return torch.rand(rows, n, generator=g, device=g.device)
 
 
-def _shuffle(scores: Tensor, g: torch.Generator) -> Tensor:
-    return scores.gather(1, torch.rand(scores.shape, generator=g, device=g.device).argsort(-1))
-
-
 def _ramp(rows: int, n: int, g: torch.Generator) -> Tensor:
     return torch.arange(n, device=g.device, dtype=torch.float32).expand(rows, n).contiguous()
 
