@@ -7,9 +7,10 @@ day it is made. The CPU has no plan: its edges are the constants of csrc/cpu.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def _changes(plan_at: Callable[[int], dict[str, Any]], last: int) -> list[int]:
     """Every x in (1, last] whose plan is not that of x - 1, at a resolution of 1 in 64."""
     found = []
     samples = sorted({1, last, *(round(last ** (i / 400)) for i in range(401))})
-    for low, high in zip(samples, samples[1:], strict=False):
+    for low, high in itertools.pairwise(samples):
         if plan_at(low) == plan_at(high):
             continue
         while high - low > 1:
@@ -59,6 +60,10 @@ def _choice(rows: int, n: int, k: int, algorithm: str, hinted: bool) -> dict[str
     """What of a plan is a choice; the staging area grows smoothly with k."""
     plan = make_plan(rows, n, k, algorithm=algorithm, has_hint=hinted, **_device_info())
     return {name: value for name, value in plan.items() if name != "staging"}
+
+
+def _choice_by_n(rows: int, k: int, algorithm: str, hinted: bool, n: int) -> dict[str, Any]:
+    return _choice(rows, n, k, algorithm, hinted)
 
 
 def _around(edges: list[int] | tuple[int, ...], last: int) -> list[int]:
@@ -103,7 +108,7 @@ def test_every_row_length_where_the_choice_changes(
     edges: list[int] = [*CPU_LENGTHS, 2 * k, k]
     if device == "cuda":
         for hinted in (False, True):
-            edges += _changes(lambda n: _choice(rows, n, k, algorithm, hinted), LONGEST)
+            edges += _changes(partial(_choice_by_n, rows, k, algorithm, hinted), LONGEST)
     elif rows > 1:
         pytest.skip("rows do not change the choice on the CPU")
     for n in _around(edges, LONGEST):
