@@ -121,9 +121,13 @@ class Mismatch(AssertionError):
     """A result that is not the exact answer."""
 
 
-def check(case: Case, subject: Subject = gvr_topk) -> Stats | None:
-    """Makes the call; raises Mismatch unless it is exact. Telemetry if the call gives it."""
-    answer = exact_answer(case.scores, case.k, **case.window)
+def check(case: Case, subject: Subject = gvr_topk, *, oracle_on: str | None = None) -> Stats | None:
+    """Makes the call; raises Mismatch unless it is exact. Telemetry if the call gives it.
+
+    oracle_on: where the answer is worked out; by default on the device of the scores.
+    """
+    given = case if oracle_on is None else _moved(case, oracle_on)
+    answer = exact_answer(given.scores, given.k, **given.window)
     try:
         with tuning(**case.tuning), _threads(case.threads):
             return _CHECKS[case.api](case, answer, subject)
@@ -154,19 +158,36 @@ def _options(case: Case) -> dict[str, Any]:
     }
 
 
+def _moved(case: Case, device: torch.device | str) -> Case:
+    tensors = {
+        entry.name: getattr(case, entry.name).to(device)
+        for entry in fields(case)
+        if isinstance(getattr(case, entry.name), Tensor)
+    }
+    return replace(case, **tensors)
+
+
+def _assert_exact(case: Case, answer: Answer, indices: Tensor, values: Tensor | None) -> None:
+    place = answer.scores.device
+    if indices.device != case.scores.device:
+        raise Mismatch(f"{case.api}: indices on {indices.device}")
+    moved = None if values is None else values.to(place)
+    assert_exact(answer, indices.to(place), moved, sorted=case.sorted, label=case.api)
+
+
 def _check_topk(case: Case, answer: Answer, subject: Subject) -> None:
     values, indices = subject.topk(case.scores, case.k, hint=case.hint, **_options(case))
-    assert_exact(answer, indices, values, sorted=case.sorted, label="topk")
+    _assert_exact(case, answer, indices, values)
 
 
 def _check_indices(case: Case, answer: Answer, subject: Subject) -> None:
     indices = subject.topk_indices(case.scores, case.k, hint=case.hint, **_options(case))
-    assert_exact(answer, indices, sorted=case.sorted, label="topk_indices")
+    _assert_exact(case, answer, indices, None)
 
 
 def _check_explain(case: Case, answer: Answer, subject: Subject) -> Stats:
     values, indices, stats = subject.explain(case.scores, case.k, hint=case.hint, **_options(case))
-    assert_exact(answer, indices, values, sorted=case.sorted, label="explain")
+    _assert_exact(case, answer, indices, values)
     return stats
 
 
@@ -174,13 +195,14 @@ def _check_out(case: Case, answer: Answer, subject: Subject) -> None:
     """Outputs inside larger tensors, prefilled: what lies around them must stay."""
     shape = (case.rows + 2, case.k + 2 * _GUARD)
     inner = (slice(1, -1), slice(_GUARD, -_GUARD))
-    device = case.scores.device
-    values = torch.full(shape, SENTINEL, dtype=case.scores.dtype, device=device)
-    indices = torch.full(shape, SENTINEL, dtype=torch.int32, device=device)
+    place, device = answer.scores.device, case.scores.device
+    values = torch.full(shape, SENTINEL, dtype=case.scores.dtype, device=place).to(device)
+    indices = torch.full(shape, SENTINEL, dtype=torch.int32, device=place).to(device)
     out = (values[inner], indices[inner])
     subject.topk(case.scores, case.k, hint=case.hint, out=out, **_options(case))
-    assert_exact(answer, out[1], out[0], sorted=case.sorted, label="out")
-    around = torch.ones(shape, dtype=torch.bool, device=device)
+    values, indices = values.to(place), indices.to(place)
+    assert_exact(answer, indices[inner], values[inner], sorted=case.sorted, label="out")
+    around = torch.ones(shape, dtype=torch.bool, device=place)
     around[inner] = False
     for name, tensor in (("values", values), ("indices", indices)):
         if not bool((tensor[around] == SENTINEL).all()):
@@ -193,28 +215,43 @@ def _check_step(case: Case, answer: Answer, subject: Subject) -> None:
     cache = subject.TopKCache(
         1, slots, case.k, hint_size=hints, depth=depth, device=case.scores.device
     )
-    table = cache.state[0]
-    in_table = ((case.slots >= 0) & (case.slots < slots)).nonzero()[:, 0]
-    if case.noise is not None:
-        generator = torch.Generator(table.device).manual_seed(case.noise)
-        table.random_(-(2**31), 2**31 - 1, generator=generator)
-    elif case.hint is not None and len(in_table) > 0:
-        step = case.next_n if case.hint_per_row else 1
-        first = case.hint[::step, :hints][in_table]
-        where = case.slots[in_table].long()
-        table[where, 0, _HEADER : _HEADER + first.shape[1]] = first
-        table[where, 0, _COUNT] = first.shape[1]
-    before = table.clone()
+    local = _moved(case, answer.scores.device)
+    before = _table_before(local)
+    cache.state[0].copy_(before)
     values, indices = cache.step(case.scores, 0, case.slots, return_values=True, **_options(case))
-    assert_exact(answer, indices, values, sorted=case.sorted, label="step")
-    _check_table(case, answer, before, table, in_table)
+    _assert_exact(case, answer, indices, values)
+    _check_table(local, answer, before, cache.state[0].to(before.device))
 
 
-def _check_table(
-    case: Case, answer: Answer, before: Tensor, after: Tensor, in_table: Tensor
-) -> None:
+def _in_table(case: Case) -> Tensor:
+    """Requests whose slot exists."""
+    assert case.slots is not None
+    return ((case.slots >= 0) & (case.slots < case.table[0])).nonzero()[:, 0]
+
+
+def _table_before(case: Case) -> Tensor:
+    """[slots, depth, words]: the hints of each request, or noise."""
+    assert case.slots is not None
+    slots, depth, hints = case.table
+    device = case.scores.device
+    table = torch.zeros(slots, depth, _HEADER + hints, dtype=torch.int32, device=device)
+    if case.noise is not None:
+        generator = torch.Generator(device).manual_seed(case.noise)
+        return table.random_(-(2**31), 2**31 - 1, generator=generator)
+    if case.hint is not None:
+        requests = _in_table(case)
+        step = case.next_n if case.hint_per_row else 1
+        given = case.hint[::step, :hints][requests]
+        where = case.slots[requests].long()
+        table[where, 0, _HEADER : _HEADER + given.shape[1]] = given
+        table[where, 0, _COUNT] = given.shape[1]
+    return table
+
+
+def _check_table(case: Case, answer: Answer, before: Tensor, after: Tensor) -> None:
     """Entries of answered rows hold a part of the answer; every other word is as it was."""
     assert case.slots is not None
+    in_table = _in_table(case)
     drafts = torch.arange(case.next_n, device=in_table.device)
     row = (in_table[:, None] * case.next_n + drafts).reshape(-1)
     entry = case.slots[in_table].long().repeat_interleave(case.next_n) * before.shape[1]
