@@ -189,6 +189,9 @@ def fuzz(
     rows: Annotated[
         list[str] | None, typer.Option(help="Only this kind of rows, repeatable.")
     ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Only fp32, bf16 or fp16, repeatable.")
+    ] = None,
     most_failures: Annotated[int, typer.Option(help="Stop after so many.")] = 5,
     seconds: Annotated[float | None, typer.Option(help="Start no call after so long.")] = None,
     out: Annotated[Path | None, typer.Option(help="Evidence to write, as JSON.")] = None,
@@ -215,6 +218,7 @@ def fuzz(
             seed,
             first_call,
             tuple(rows or ()),
+            tuple(dtype or ()),
             most_failures,
             seconds,
         )

@@ -233,6 +233,7 @@ def test_the_command_writes_evidence(tmp_path: Path, capsys: pytest.CaptureFixtu
     "arguments, named",
     [
         (["--rows", "nonsense"], "--rows: got 'nonsense', need one of"),
+        (["--dtype", "fp8"], "--dtype: got 'fp8', need one of fp32, bf16, fp16"),
         (["--cases", "0"], "--cases: got 0, need at least 1"),
         (["--first-call", "-1"], "--first-call: got -1"),
         (["--replay", "nowhere.pt"], "nowhere.pt: no such file"),

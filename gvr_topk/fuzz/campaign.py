@@ -35,6 +35,7 @@ class Options:
     seed: int
     first_call: int = 0
     rows: tuple[str, ...] = ()  # kinds of rows; none: all
+    dtypes: tuple[str, ...] = ()  # none: all
     most_failures: int = 5
     seconds: float | None = None  # after which no further call starts
 
@@ -106,7 +107,7 @@ class Campaign:
     def one(self, call: int) -> bool:
         """Call number `call`; False when the device can no longer be used."""
         options = self.options
-        drawn = draw(options.seed, call, options.device, frozenset(options.rows))
+        drawn = draw(options.seed, call, options.device, options.rows, options.dtypes)
         try:
             stats = check(drawn.case, self.subject)
         except _ERRORS as error:
@@ -122,8 +123,8 @@ class Campaign:
             f"python -m gvr_topk.fuzz --device {self.options.device} --cases 1 "
             f"--seed {self.options.seed} --first-call {call}"
         )
-        for name in self.options.rows:
-            command += f" --rows {name}"
+        for option, names in (("rows", self.options.rows), ("dtype", self.options.dtypes)):
+            command += "".join(f" --{option} {name}" for name in names)
         smallest = drawn.case
         if usable:
             smallest = shrink(

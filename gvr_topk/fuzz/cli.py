@@ -11,14 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .campaign import Campaign, Options, replay
+from .draw import DTYPES
 from .rows import row_names
 
 
 def check_arguments(options: Options) -> None:
     """ValueError for what the command line can get wrong."""
-    for name in options.rows:
-        if name not in row_names():
-            raise ValueError(f"--rows: got {name!r}, need one of {', '.join(row_names())}")
+    for option, given, known in (
+        ("rows", options.rows, row_names()),
+        ("dtype", options.dtypes, list(DTYPES)),
+    ):
+        for name in given:
+            if name not in known:
+                raise ValueError(f"--{option}: got {name!r}, need one of {', '.join(known)}")
     for name in ("cases", "most_failures"):
         if getattr(options, name) < 1:
             text = name.replace("_", "-")

@@ -56,8 +56,14 @@ class Drawn:
     groups: tuple[tuple[str, str, int], ...]  # rows of one kind with hints of one kind
 
 
-def draw(seed: int, number: int, device: str, only: frozenset[str] = frozenset()) -> Drawn:
-    """Call `number` of `seed`. `only` restricts the kinds of rows."""
+def draw(
+    seed: int,
+    number: int,
+    device: str,
+    kinds: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = (),
+) -> Drawn:
+    """Call `number` of `seed`; `kinds` of rows and `dtypes` to choose from, none: all."""
     r = random.Random(f"{seed}/{number}")
     scale = SCALES[torch.device(device).type]
     n = _length(r, scale)
@@ -68,9 +74,10 @@ def draw(seed: int, number: int, device: str, only: frozenset[str] = frozenset()
     if layout == "expanded" or k > 4096:
         rows = min(rows, 8)
     rows = max(rows // next_n, 1) * next_n
-    dtype = r.choice(tuple(DTYPES))
-    kinds = sorted(only) or row_names()
-    scores, hint, groups = _rows_and_hints(r, rows, n, k, device, DTYPES[dtype], kinds)
+    dtype = r.choice(dtypes or tuple(DTYPES))
+    scores, hint, groups = _rows_and_hints(
+        r, rows, n, k, device, DTYPES[dtype], kinds or tuple(row_names())
+    )
     if layout == "expanded":
         kind = groups[0][0]
         scores, groups = scores[:1], tuple((kind, hints, count) for _, hints, count in groups)
@@ -124,7 +131,7 @@ def _rows_and_hints(
     k: int,
     device: str,
     dtype: torch.dtype,
-    kinds: list[str],
+    kinds: tuple[str, ...],
 ) -> tuple[Tensor, Tensor | None, tuple[tuple[str, str, int], ...]]:
     """Up to four groups, each of one kind of rows and one kind of hints."""
     hinted = r.random() < 0.85
