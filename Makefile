@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo           replay a recorded decode and check every step
 # make test           pytest, then the C++ tests
+# make sanitize       the C++ tests with address and undefined-behaviour checks
+# make mutation       put small faults into the CPU kernels; every one must be noticed
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does
 #
@@ -10,18 +12,19 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test cuda-compile format lint clean
+.PHONY: help build demo test sanitize mutation cuda-compile format lint clean
 
 PYTHON ?= python3
 GVR_CATCH2_INCLUDE ?=
 PY = $$(PYTHON="$(PYTHON)" tools/find_python.sh)
 CPP_BUILD := build/cpp
+SANITIZE_BUILD := build/cpp-sanitize
 CUDA_ARCHITECTURES ?= 80 90 100 120
 CUDA_HOME ?= /usr/local/cuda
 CUDA_OBJECTS := build/cuda-compile
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
+	@sed -n '2,11s/^# \{0,1\}//p' Makefile
 
 # For the GPUs of this machine; for one architecture where there is none, to save minutes. A wheel
 # is built by pip and has setup.py's full list.
@@ -43,6 +46,19 @@ test: build
 	"$$python" -m pytest || status=1; \
 	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error || status=1; \
 	exit $$status
+
+sanitize:
+	@python="$(PY)"; \
+	cmake -S tests/cpp -B $(SANITIZE_BUILD) -DGVR_SANITIZE=ON -DPython_EXECUTABLE="$$python" \
+	  -DGVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)"; \
+	cmake --build $(SANITIZE_BUILD) --parallel "$${MAX_JOBS:-$$(nproc)}"; \
+	ctest --test-dir $(SANITIZE_BUILD) --output-on-failure --no-tests=error
+
+# Copies of the sources are built apart; the CUDA faults need a GPU: tests/mutation/run.py.
+mutation:
+	@python="$(PY)"; \
+	GVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)" "$$python" tests/mutation/run.py --device cpu --workers "$${MAX_JOBS:-$$(nproc)}" \
+	  --out build/mutation-cpu.json
 
 CUDA_SOURCES := $(shell find csrc -name '*.cu')
 CUDA_HEADERS := $(shell find csrc -name '*.cuh' -o -name '*.h')

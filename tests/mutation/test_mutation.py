@@ -8,11 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from faults import FAULTS
 from run import CPP_TESTS, Copy, misplaced
+
+HERE = Path(__file__).parent
 
 
 def test_every_fault_finds_its_place() -> None:

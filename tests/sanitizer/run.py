@@ -144,6 +144,7 @@ def main() -> int:
         "tools": records,
     }
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(evidence, indent=1) + "\n")
     for record in records:
         planted = "found" if record["planted_error_found"] else "MISSED"
