@@ -94,7 +94,7 @@ def draw(
         sorted=r.random() < 0.25,
         algorithm=r.choice(ALGORITHMS),
         tuning=_tuning(r),
-        threads=r.choice((1,) * 8 + (2, 3)),
+        threads=r.choice((1,) * 8 + (2, 3)) if scores.is_cpu else 1,
         **window,
     )
     return Drawn(_with_state(r, case) if api == "step" else case, dtype, layout, groups)

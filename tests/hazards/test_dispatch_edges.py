@@ -22,6 +22,7 @@ from oracle import exact_answer
 from gvr_topk._C import make_plan
 
 LONGEST, MOST_ROWS, LARGEST_K = 300_000, 1100, 20_000
+MOST_SCORES = 4_000_000  # of one call: the oracle sorts them
 # csrc/cpu: a vector, the least and the most sample, chunk, slice and task.
 CPU_LENGTHS = (16, 32, 64, 256, 1024, 4096, 16 * 256, 16 * 2048, 32_768, 65_536, 131_072, 196_608)
 
@@ -106,12 +107,13 @@ def test_every_row_length_where_the_choice_changes(
     rows: int, k: int, device: str, algorithm: str
 ) -> None:
     edges: list[int] = [*CPU_LENGTHS, 2 * k, k]
+    longest = min(LONGEST, MOST_SCORES // rows)
     if device == "cuda":
         for hinted in (False, True):
-            edges += _changes(partial(_choice_by_n, rows, k, algorithm, hinted), LONGEST)
+            edges += _changes(partial(_choice_by_n, rows, k, algorithm, hinted), longest)
     elif rows > 1:
         pytest.skip("rows do not change the choice on the CPU")
-    for n in _around(edges, LONGEST):
+    for n in _around(edges, longest):
         _check(rows, n, k, algorithm, device)
 
 
@@ -120,9 +122,10 @@ def test_every_number_of_rows_where_the_choice_changes(
     n: int, k: int, device: str, algorithm: str
 ) -> None:
     edges = [1, 2, 32_768 // n]
+    most = min(MOST_ROWS, MOST_SCORES // n)
     if device == "cuda":
-        edges += _changes(lambda rows: _choice(rows, n, k, algorithm, False), MOST_ROWS)
-    for rows in _around(edges, MOST_ROWS):
+        edges += _changes(lambda rows: _choice(rows, n, k, algorithm, False), most)
+    for rows in _around(edges, most):
         _check(rows, n, k, algorithm, device)
 
 

@@ -146,7 +146,11 @@ class Copy:
         ]:
             library.unlink()
         variables = {"MAX_JOBS": str(self.jobs)}
-        variables |= {"GVR_CPU_ONLY": "1"} if self.device == "cpu" else {"GVR_FORCE_CUDA": "1"}
+        if self.device == "cpu":
+            variables["GVR_CPU_ONLY"] = "1"
+        else:
+            variables["GVR_FORCE_CUDA"] = "1"
+            variables["TORCH_CUDA_ARCH_LIST"] = _architectures()
         setup = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         built = self.run(setup, 3000, **variables) == 0
         self.extension_built = self.extension_built or built
@@ -223,6 +227,14 @@ class Copy:
             if self.run([f"./build-cpp/test_{name}"], self.timeout) != 0:
                 return f"without a fault: C++ test {name}"
         return None
+
+
+def _architectures() -> str:
+    """Those that are asked for, or those of this machine's GPUs."""
+    tool = [sys.executable, str(ROOT / "tools" / "gpu_architectures.py")]
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or subprocess.run(
+        tool, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _noticed(name: str, code: int | None) -> str:
