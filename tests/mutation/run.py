@@ -41,24 +41,30 @@ COPIED = ("csrc", "gvr_topk", "tests", "tools", "setup.py", "pyproject.toml", "R
 CPP_TESTS = ("cpu_kernel", "rows", "order", "plan")  # those that need no torch
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
 
-# What follows for a fault that the C++ tests overlook.
+# What follows for a fault that the C++ tests overlook: name, seconds, arguments of Python.
 CPU_COMMANDS = [
-    ("fuzz", ["-m", "gvr_topk.fuzz", "--device", "cpu", "--cases", "8000", "--most-failures", "1"]),
+    (
+        "fuzz",
+        600.0,
+        ["-m", "gvr_topk.fuzz", "--device", "cpu", "--cases", "8000", "--most-failures", "1"],
+    ),
     (
         "pytest ops",
+        600.0,
         [
             *PYTEST,
             *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
             *("tests/ops/test_windows.py", "tests/ops/test_plan.py"),
         ],
     ),
-    ("pytest guard pages", [*PYTEST, "tests/hazards/test_guard_pages.py"]),
-    ("pytest selection", [*PYTEST, "tests/hazards/test_selection.py"]),
+    ("pytest guard pages", 600.0, [*PYTEST, "tests/hazards/test_guard_pages.py"]),
+    ("pytest selection", 1200.0, [*PYTEST, "tests/hazards/test_selection.py"]),
 ]
 # Copies keep the 16-bit instances of the unchanged sources, so only fp32 shows a fault.
 CUDA_COMMANDS = [
     (
         "fuzz",
+        60.0,
         [
             *("-m", "gvr_topk.fuzz", "--device", "cuda", "--dtype", "fp32"),
             *("--cases", "100000", "--most-failures", "1", "--seed", "11"),
@@ -66,6 +72,7 @@ CUDA_COMMANDS = [
     ),
     (
         "pytest ops",
+        600.0,
         [
             *(*PYTEST, "-k", "cuda and not fp16 and not bf16"),
             *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
@@ -74,6 +81,7 @@ CUDA_COMMANDS = [
     ),
     (
         "pytest selection",
+        300.0,
         [*PYTEST, "-k", "cuda and not fp16 and not bf16", "tests/hazards/test_selection.py"],
     ),
 ]
@@ -202,14 +210,12 @@ class Copy:
         noticed = self._ask(CUDA_COMMANDS)
         if noticed is None and fault.tool is not None:
             sanitizer = ["tests/sanitizer/run.py", "--tool", fault.tool]
-            noticed = self._ask([(fault.tool, sanitizer)], timeout=300)
+            noticed = self._ask([(fault.tool, 300.0, sanitizer)])
         return noticed
 
-    def _ask(
-        self, commands: list[tuple[str, list[str]]], timeout: float | None = None
-    ) -> str | None:
-        for name, command in commands:
-            code = self.run([sys.executable, *command], timeout or self.timeout)
+    def _ask(self, commands: list[tuple[str, float, list[str]]]) -> str | None:
+        for name, seconds, command in commands:
+            code = self.run([sys.executable, *command], seconds)
             if code != 0:
                 return _noticed(name, code)
         return None
@@ -232,9 +238,10 @@ class Copy:
 def _architectures() -> str:
     """Those that are asked for, or those of this machine's GPUs."""
     tool = [sys.executable, str(ROOT / "tools" / "gpu_architectures.py")]
-    return os.environ.get("TORCH_CUDA_ARCH_LIST") or subprocess.run(
-        tool, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return (
+        os.environ.get("TORCH_CUDA_ARCH_LIST")
+        or subprocess.run(tool, capture_output=True, text=True, check=True).stdout.strip()
+    )
 
 
 def _noticed(name: str, code: int | None) -> str:
@@ -292,7 +299,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="copies at work at once")
-    parser.add_argument("--timeout", type=float, default=180, help="seconds of one test command")
+    parser.add_argument("--timeout", type=float, default=180, help="seconds of one C++ test")
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
     parser.add_argument("--part", metavar="I/N", help="every N-th fault, beginning with the I-th")
     parser.add_argument("--out", type=Path, help="JSON to write")
