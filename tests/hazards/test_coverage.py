@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import TUNINGS, stack_rows
-from generators import HINTS, cross_hints, row_names
+from generators import HINTS, cross_hints, make_rows, row_names
 from oracle import assert_exact, exact_answer
 from torch import Tensor
 
@@ -115,6 +115,16 @@ def test_every_path_of_short_rows_is_entered(device: str, algorithm: str) -> Non
     stats = gvr_topk.explain(scores, K, lengths=lengths, algorithm=algorithm).stats
     assert stats.path.tolist() == [Path.EMPTY, Path.SHORT, Path.SHORT, Path.EMPTY]
     assert stats.passes.tolist()[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["normal", "constant", "quantised_33", "two_level_plateau"])
+def test_every_winner_of_a_perfect_hint_is_a_hit(kind: str, device: str, algorithm: str) -> None:
+    """The K-th is a winner, and in a plateau no tie beyond it is."""
+    scores = make_rows(kind, 2, N, 2 * K, device=device)
+    order = exact_answer(scores, 2 * K).indices.to(torch.int32)
+    for hint, hits in ((order[:, :K], K), (order[:, K - 1 : K + 1], 1), (order[:, K:], 0)):
+        stats = gvr_topk.explain(scores, K, hint=hint.contiguous(), algorithm=algorithm).stats
+        assert stats.hint_hits.tolist() == [hits] * 2
 
 
 def test_a_k_beyond_every_buffer_is_radix(device: str) -> None:

@@ -152,6 +152,7 @@ STATE_HAZARDS: dict[str, list[str]] = {
         f"{CACHE}::test_draft_rows_share_a_request_and_all_are_accepted_by_default",
         f"{CACHE}::test_commit_chooses_the_draft_that_hints_the_next_step",
         f"{CACHE}::test_commit_acts_on_every_layer",
+        f"{STATE}::test_every_draft_is_hinted_by_the_accepted_one",
     ],
     "rollback, beam fork": [
         f"{CACHE}::test_copy_gives_dst_the_entries_of_src",
@@ -168,9 +169,10 @@ STATE_HAZARDS: dict[str, list[str]] = {
     "preemption, disaggregation": [
         f"{STATE}::test_a_slot_moves_to_another_cache_with_its_state",
     ],
-    "the size of the table": [
+    "the table: its size, its address, what an entry says": [
         f"{CACHE}::test_memory_is_reported",
         f"{CACHE}::test_a_narrow_cache_keeps_fewer_hints",
+        f"{STATE}::test_a_short_row_remembers_no_threshold",
         f"{CACHE}::test_the_state_stays_at_its_address",
     ],
     "two layers, one buffer": [

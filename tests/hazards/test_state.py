@@ -98,3 +98,33 @@ def test_a_slot_moves_to_another_cache_with_its_state(device: str, algorithm: st
     assert _step(target, scores[1:2], [5], "gvr") == [K]
     assert _step(target, scores[1:2], [4], "gvr") == [0]
     assert torch.equal(source.state[:, 1].cpu(), carried)
+
+
+@pytest.mark.parametrize("accepted", [0, 1, 2])
+def test_every_draft_is_hinted_by_the_accepted_one(accepted: int) -> None:
+    """Drafts share the hint that one of them overwrites: on the CPU that one comes last. (On the
+    GPU they run at once, and which of the two hints a draft sees is not promised.)"""
+    cache = TopKCache(1, 2, K, depth=3)
+    drafts = _rows_with_winners_at([100, 300, 500] * 2, "cpu")
+    cache.step(drafts, 0, next_n=3)
+    cache.commit(torch.tensor([0, 1]), torch.tensor([accepted, accepted]))
+    again = _rows_with_winners_at([100 + 200 * accepted] * 6, "cpu", seed=1)
+    moved = _rows_with_winners_at([900] * 6, "cpu", seed=2)
+    for scores, hits in ((moved, 0), (again, 0), (again, K)):
+        stats = cache.step(scores, 0, next_n=3, return_stats=True)[2]
+        assert stats.hint_hits.tolist() == [hits] * 6
+        cache.commit(torch.tensor([0, 1]), torch.tensor([accepted, accepted]))
+
+
+@pytest.mark.parametrize("length", [1, K - 1, K])
+def test_a_short_row_remembers_no_threshold(length: int, device: str, algorithm: str) -> None:
+    """Nothing of it was refused: what is stored as its K-th score is -inf."""
+    cache = TopKCache(1, 1, K, device=device)
+    scores = make_rows("normal", 1, N, K, device=device)
+    lengths = torch.tensor([length], device=device)
+    for explained in (False, True):
+        cache.reset()
+        cache.step(scores, 0, None, lengths, algorithm=algorithm, return_stats=explained)
+        count, threshold = cache.state[0, 0, 0, :2].tolist()
+        least = torch.tensor([threshold], dtype=torch.int32).view(torch.float32)
+        assert (count, least.item()) == (length, -torch.inf)

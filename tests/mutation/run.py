@@ -49,12 +49,13 @@ CPU_COMMANDS = [
         ["-m", "gvr_topk.fuzz", "--device", "cpu", "--cases", "8000", "--most-failures", "1"],
     ),
     (
-        "pytest ops",
+        "pytest ops, state, coverage",
         600.0,
         [
             *PYTEST,
             *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
             *("tests/ops/test_windows.py", "tests/ops/test_plan.py"),
+            *("tests/hazards/test_state.py", "tests/hazards/test_coverage.py"),
         ],
     ),
     ("pytest guard pages", 600.0, [*PYTEST, "tests/hazards/test_guard_pages.py"]),
@@ -71,12 +72,13 @@ CUDA_COMMANDS = [
         ],
     ),
     (
-        "pytest ops",
+        "pytest ops, state, coverage",
         600.0,
         [
             *(*PYTEST, "-k", "cuda and not fp16 and not bf16"),
             *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
             *("tests/ops/test_windows.py", "tests/ops/test_out.py"),
+            *("tests/hazards/test_state.py", "tests/hazards/test_coverage.py"),
         ],
     ),
     (
