@@ -70,11 +70,11 @@ COMMON = [
         "the last draft sees the whole length",
     ),
     Fault(
-        "negative length counts",
+        "draft row before the first score",
         ROWS,
-        "end = bounded <= 0 ? 0 : bounded",
-        "end = bounded < -p.next_n ? 0 : bounded",
-        "a request without length has no draft rows",
+        "    if (end < 0) end = 0;\n",
+        "",
+        "a draft of a short request may end before it begins",
     ),
     Fault(
         "start before the row",

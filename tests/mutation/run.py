@@ -305,6 +305,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
     parser.add_argument("--part", metavar="I/N", help="every N-th fault, beginning with the I-th")
     parser.add_argument("--out", type=Path, help="JSON to write")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what --out says of the same sources"
+    )
     parser.add_argument("--list", action="store_true", help="name the faults and their places")
     arguments = parser.parse_args()
     chosen = [
@@ -320,9 +323,12 @@ def main() -> int:
     if arguments.part:
         which, parts = map(int, arguments.part.split("/"))
         chosen = chosen[which - 1 :: parts]
+    kept = earlier(arguments.out, chosen) if arguments.resume else []
+    chosen = [fault for fault in chosen if fault.name not in {outcome.name for outcome in kept}]
     began = perf_counter()
 
     def report(outcomes: list[Outcome]) -> None:
+        outcomes = [*kept, *outcomes]
         if arguments.out is not None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             record = evidence(outcomes, arguments.device, perf_counter() - began)
@@ -331,9 +337,27 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gvr-mutation-") as folder:
         outcomes = run_all(chosen, arguments, Path(folder), report)
     report(outcomes)
+    outcomes = [*kept, *outcomes]
     totals = Counter(outcome.outcome for outcome in outcomes)
     print(f"{len(outcomes)} faults: {dict(totals)}")
     return 0 if set(totals) == {"caught"} else 1
+
+
+def earlier(path: Path | None, faults: list[Fault]) -> list[Outcome]:
+    """Faults that a record of the same sources says were caught."""
+    if path is None or not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    if record["environment"]["source_sha256"] != environment.source_hash():
+        return []
+    same = {(fault.name, fault.file, fault.why, fault.device) for fault in faults}
+    outcomes = [Outcome(**entry) for entry in record["faults"]]
+    return [
+        outcome
+        for outcome in outcomes
+        if outcome.outcome == "caught"
+        and (outcome.name, outcome.file, outcome.why, outcome.device) in same
+    ]
 
 
 def evidence(outcomes: list[Outcome], device: str, seconds: float) -> dict[str, Any]:
