@@ -153,6 +153,7 @@ STATE_HAZARDS: dict[str, list[str]] = {
         f"{CACHE}::test_commit_chooses_the_draft_that_hints_the_next_step",
         f"{CACHE}::test_commit_acts_on_every_layer",
         f"{STATE}::test_every_draft_is_hinted_by_the_accepted_one",
+        f"{STATE}::test_an_accepted_draft_that_does_not_exist_is_the_first",
     ],
     "rollback, beam fork": [
         f"{CACHE}::test_copy_gives_dst_the_entries_of_src",

@@ -116,6 +116,16 @@ def test_every_draft_is_hinted_by_the_accepted_one(accepted: int) -> None:
         cache.commit(torch.tensor([0, 1]), torch.tensor([accepted, accepted]))
 
 
+@pytest.mark.parametrize("word", [-1, -(2**31), 2, 3, 2**31 - 1])
+def test_an_accepted_draft_that_does_not_exist_is_the_first(word: int, device: str) -> None:
+    """Not the entry that lies there, which is another slot's."""
+    cache = TopKCache(1, 3, K, depth=2, device=device)
+    cache.step(_rows_with_winners_at([100, 300, 500], device), 0)
+    cache.state[0, :, 0, 3] = word
+    scores = _rows_with_winners_at([100, 300, 500], device, seed=1)
+    assert _step(cache, scores, [0, 1, 2], "gvr") == [K] * 3
+
+
 @pytest.mark.parametrize("length", [1, K - 1, K])
 def test_a_short_row_remembers_no_threshold(length: int, device: str, algorithm: str) -> None:
     """Nothing of it was refused: what is stored as its K-th score is -inf."""

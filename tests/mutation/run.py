@@ -301,7 +301,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="copies at work at once")
-    parser.add_argument("--timeout", type=float, default=180, help="seconds of one C++ test")
+    parser.add_argument("--timeout", type=float, default=90, help="seconds of one C++ test")
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
     parser.add_argument("--part", metavar="I/N", help="every N-th fault, beginning with the I-th")
     parser.add_argument("--out", type=Path, help="JSON to write")
