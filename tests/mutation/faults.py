@@ -24,6 +24,11 @@ class Fault:
     device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
 
+    @property
+    def needs_avx512(self) -> bool:
+        """A machine without it never runs the code."""
+        return "avx512" in self.file
+
 
 COMMON = [
     Fault(

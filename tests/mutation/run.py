@@ -31,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import torch
 from faults import FAULTS, Fault
 
 from gvr_topk.bench import environment
@@ -316,6 +317,10 @@ def main() -> int:
         if (arguments.list or fault.device == arguments.device)
         and (not arguments.only or any(part in fault.name for part in arguments.only))
     ]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" and not arguments.list:
+        left_out = [fault.name for fault in chosen if fault.needs_avx512]
+        chosen = [fault for fault in chosen if not fault.needs_avx512]
+        print(f"no AVX-512 here, left out: {', '.join(left_out) or 'none'}")
     if arguments.list:
         for fault in chosen:
             print(f"{fault.device:4} {fault.name}: {misplaced(fault) or fault.file}")
