@@ -39,7 +39,8 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   Plan plan{};
   plan.family = shape.algorithm == Algorithm::kAuto ? Algorithm::kStream : shape.algorithm;
 
-  // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new ones.
+  // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new
+  // ones.
   const int64_t staging = tuning.staging > 0
                               ? std::max<int64_t>(tuning.staging, int64_t{shape.k} + 32)
                               : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 2048);

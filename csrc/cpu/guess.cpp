@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "refine.h"
+#include "scores.h"
 
 namespace gvr::cpu {
 namespace {
@@ -24,6 +25,15 @@ constexpr double kSafeMargin = 4.0;
 constexpr double kHintedMargin = 2.5;
 // Hinted scores above the floor, as a share of all of them.
 constexpr double kHintQuantile = 0.75;
+
+// Blocks are far apart: without this each would wait for memory alone.
+void prefetch_block(const RowView& row, int32_t first, int32_t length) {
+  const auto address = [&](int64_t i) {
+    return static_cast<const char*>(row.scores) + i * score_bytes(row.dtype);
+  };
+  __builtin_prefetch(address(first));
+  __builtin_prefetch(address(first + length - 1));
+}
 
 }  // namespace
 
@@ -45,6 +55,7 @@ void Guess::draw(const VectorOps& ops, const RowView& row, int32_t k) {
     const auto shift =
         static_cast<int32_t>(hash * static_cast<uint32_t>(stride - length + 1) >> 32);
     const int32_t first = row.window.begin + b * stride + shift;
+    prefetch_block(row, first, length);
     for (int32_t i = 0; i < length; ++i) *position++ = first + i;
   }
   range_ = ops.gather_keys(row.scores, positions_.data(), size_, keys_.data());

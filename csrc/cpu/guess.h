@@ -14,6 +14,7 @@ namespace gvr::cpu {
 
 struct RowView {
   const void* scores;  // of index 0, whatever the window
+  ScoreType dtype;
   RowWindow window;
 };
 

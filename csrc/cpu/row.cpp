@@ -2,6 +2,7 @@
 #include "row.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
 #include <numeric>
 
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int32_t kChunk = 4096;         // scores whose survivors are fetched while still in L1
 constexpr int32_t kVerifyPasses = 6;     // of `gvr`
-constexpr int32_t kLeastSlice = 65536;   // scores that are worth waking a thread for
+constexpr int32_t kLeastSlice = 32768;   // scores that are worth waking a thread for
 constexpr int32_t kGuessFrom = 1024;     // shorter rows are staged whole
 constexpr size_t kKeptBytes = 8u << 20;  // staging memory kept between calls
 
@@ -32,12 +33,28 @@ Limits row_limits(const Tuning& tuning, int32_t k, int32_t n) {
   return limits;
 }
 
+// Fetches the scores of `part` into the cache; true as soon as `done`, false at the end.
+bool fetch_until(const std::atomic<bool>& done, const RowView& view, RowWindow part) {
+  constexpr int64_t kStep = 4096;  // bytes
+  const int32_t bytes = score_bytes(view.dtype);
+  const auto* scores = static_cast<const char*>(view.scores);
+  const int64_t end = int64_t{part.end} * bytes;
+  for (int64_t at = int64_t{part.begin} * bytes; at < end; at += kStep) {
+    if (done.load(std::memory_order_acquire)) return true;
+    const int64_t stop = std::min(at + kStep, end);
+    for (int64_t line = at; line < stop; line += kCacheLine)
+      __builtin_prefetch(scores + line, 0, 2);
+  }
+  return done.load(std::memory_order_acquire);
+}
+
 }  // namespace
 
 void RowSelector::answer(const Call& call, int64_t row) {
   const TopKParams& p = call.params;
   row_ = row;
   view_.scores = static_cast<const char*>(p.scores) + row * p.score_stride * score_bytes(p.dtype);
+  view_.dtype = p.dtype;
   view_.window = row_window(p, row);
   hint_ = row_hint(p, row);
   indices_ = p.indices + row * p.indices_stride;
@@ -81,9 +98,15 @@ void RowSelector::select(const Call& call) {
   stats_[kStatPath] = static_cast<int32_t>(p.algorithm == Algorithm::kRadix ? Path::kRadix
                                            : p.algorithm == Algorithm::kGvr ? Path::kGvr
                                                                             : Path::kStream);
-  uint32_t floor = first_floor(call);
-  if (p.algorithm == Algorithm::kGvr) floor = verify(call, floor);
-  int64_t admitted = collect(call, floor);
+  uint32_t floor = kFloorAll;
+  int64_t admitted = 0;
+  if (slices_ > 1 && p.algorithm != Algorithm::kRadix && p.algorithm != Algorithm::kGvr) {
+    admitted = guess_and_collect(call, floor);
+  } else {
+    floor = first_floor(call, guess_);
+    if (p.algorithm == Algorithm::kGvr) floor = verify(call, floor);
+    admitted = collect(call, floor);
+  }
   while (admitted < p.k) {
     // The second correction gives up on the sample: some rows hide their winners from it.
     const bool sampled = stats_[kStatUndershoots]++ == 0;
@@ -95,7 +118,7 @@ void RowSelector::select(const Call& call) {
   emit(call, p.k);
 }
 
-uint32_t RowSelector::first_floor(const Call& call) {
+uint32_t RowSelector::first_floor(const Call& call, Guess& guess) {
   const TopKParams& p = call.params;
   if (p.algorithm == Algorithm::kRadix) {
     return radix_floor(p.dtype, view_, p.k, limits_.staging, stats_[kStatPasses]);
@@ -103,12 +126,12 @@ uint32_t RowSelector::first_floor(const Call& call) {
   const bool forced = call.tuning.force_undershoot != 0;
   const bool short_row = view_.window.size() <= std::max<int64_t>(kGuessFrom, int64_t{2} * p.k);
   if (short_row && !forced && p.algorithm != Algorithm::kGvr) return kFloorAll;
-  guess_.draw(call.ops, view_, p.k);
+  guess.draw(call.ops, view_, p.k);
   const bool use_hint = hint_.size > 0 && call.tuning.ignore_hint == 0;
-  if (use_hint && (p.algorithm == Algorithm::kGvr || guess_.wants_hint())) {
-    guess_.take_hint(view_, hint_, p.hint_offset);
+  if (use_hint && (p.algorithm == Algorithm::kGvr || guess.wants_hint())) {
+    guess.take_hint(view_, hint_, p.hint_offset);
   }
-  return forced ? kKeyNan : guess_.floor();
+  return forced ? kKeyNan : guess.floor();
 }
 
 // Counts until the floor admits between k scores and what the staging area holds. When that takes
@@ -166,10 +189,37 @@ int64_t RowSelector::collect(const Call& call, uint32_t floor) {
     stages_[s].reset(call.ops, limits_, call.params.k, floor);
     stages_[s].append(view_.scores, part.begin, part.end);
   });
+  return admitted();
+}
+
+// One parallel region for both: the first slice's thread guesses, the others fetch their scores
+// meanwhile. None of them waits, because nothing promises that slices run at the same time: who has
+// fetched everything before there is a guess makes the same guess again.
+int64_t RowSelector::guess_and_collect(const Call& call, uint32_t& floor) {
+  std::atomic<bool> guessed{false};
+  for_each_slice(call, [&](int32_t s) {
+    const RowWindow part = slice(s);
+    uint32_t own_floor = 0;
+    if (s == 0) {
+      floor = own_floor = first_floor(call, guess_);
+      guessed.store(true, std::memory_order_release);
+    } else if (fetch_until(guessed, view_, part)) {
+      own_floor = floor;
+    } else {
+      Guess guess;
+      own_floor = first_floor(call, guess);
+    }
+    stages_[s].reset(call.ops, limits_, call.params.k, own_floor);
+    stages_[s].append(view_.scores, part.begin, part.end);
+  });
+  return admitted();
+}
+
+int64_t RowSelector::admitted() {
   ++stats_[kStatPasses];
-  int64_t admitted = 0;
-  for (int32_t s = 0; s < slices_; ++s) admitted += stages_[s].admitted();
-  return admitted;
+  int64_t sum = 0;
+  for (int32_t s = 0; s < slices_; ++s) sum += stages_[s].admitted();
+  return sum;
 }
 
 // Leaves the k winners in indices_, ascending, or in rank order where that is asked for.

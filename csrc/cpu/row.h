@@ -33,10 +33,13 @@ class RowSelector {
  private:
   void answer_short(const Call& call);
   void select(const Call& call);
-  uint32_t first_floor(const Call& call);
+  uint32_t first_floor(const Call& call, Guess& guess);
   uint32_t verify(const Call& call, uint32_t floor);
   int64_t count(const Call& call, uint32_t floor);
+  // Both return how many scores were admitted.
   int64_t collect(const Call& call, uint32_t floor);
+  int64_t guess_and_collect(const Call& call, uint32_t& floor);
+  int64_t admitted();
   void refine(const Call& call);
   void emit(const Call& call, int32_t found);
   void count_hits(const Call& call);

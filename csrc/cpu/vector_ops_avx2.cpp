@@ -71,6 +71,7 @@ GVR_AVX2 int32_t collect(const void* row, int32_t begin, int32_t end, uint32_t f
   int32_t count = 0;
   int64_t i = begin;
   for (; end - i >= kGroup; i += kGroup) {
+    prefetch_ahead<kType, kGroup>(row, i);
     const uint32_t m0 = above<kType>(row, i, limit);
     const uint32_t m1 = above<kType>(row, i + kLanes, limit);
     const uint32_t m2 = above<kType>(row, i + 2 * kLanes, limit);
@@ -94,6 +95,7 @@ GVR_AVX2 int32_t count(const void* row, int32_t begin, int32_t end, uint32_t flo
   int32_t count = 0;
   int64_t i = begin;
   for (; end - i >= kGroup; i += kGroup) {
+    prefetch_ahead<kType, kGroup>(row, i);
     const uint32_t m0 = above<kType>(row, i, limit);
     const uint32_t m1 = above<kType>(row, i + kLanes, limit);
     const uint32_t m2 = above<kType>(row, i + 2 * kLanes, limit);

@@ -70,6 +70,7 @@ GVR_AVX512 int32_t collect(const void* row, int32_t begin, int32_t end, uint32_t
   int32_t count = 0;
   int64_t i = begin;
   for (; end - i >= kGroup; i += kGroup) {
+    prefetch_ahead<kType, kGroup>(row, i);
     const __mmask16 m0 = above(load<kType>(row, i), limit);
     const __mmask16 m1 = above(load<kType>(row, i + kLanes), limit);
     const __mmask16 m2 = above(load<kType>(row, i + 2 * kLanes), limit);
@@ -103,6 +104,7 @@ GVR_AVX512 int32_t count(const void* row, int32_t begin, int32_t end, uint32_t f
   __m512i odd = _mm512_setzero_si512();
   int64_t i = begin;
   for (; end - i >= 2 * kLanes; i += 2 * kLanes) {
+    prefetch_ahead<kType, 2 * kLanes>(row, i);
     even = increment(even, above(load<kType>(row, i), limit));
     odd = increment(odd, above(load<kType>(row, i + kLanes), limit));
   }

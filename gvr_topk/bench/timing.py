@@ -24,7 +24,8 @@ MAX_BUFFERS = 64
 MIN_CALLS = 24  # per replay, so that the graph's own launch is a small part of the time
 LONG_REPLAY_US = 1500.0
 CPU_BYTES = 48 * MIB
-MAX_CPU_BUFFERS = 16
+MAX_CPU_BUFFERS = 96
+MIN_CPU_SAMPLES = 192
 
 L2_POLICY = {
     "rotation": f"calls go round over buffers of more than {COLD_BYTES // MIB} MiB in all",
@@ -159,7 +160,7 @@ class CpuTimer:
         for output in outputs:
             output.fill_(-7)
         samples: list[float] = []
-        while len(samples) < max(replays, len(calls)):
+        while len(samples) < max(replays, 2 * len(calls), MIN_CPU_SAMPLES):
             place = len(samples) % len(calls)
             before = perf_counter()
             outputs[place] = calls[place]()
