@@ -6,6 +6,8 @@
 # make figures        rewrite the numbers and plots of the documentation from benchmarks/results
 # make distribution   sdist and wheel into an empty environment, CPU only
 # make test-transformers   the adapter with the oldest and the newest transformers it is tested with
+# make sanitize       the C++ tests with address and undefined-behaviour checks
+# make mutation       put small faults into the CPU kernels; every one must be noticed
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does
 #
@@ -15,19 +17,20 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-transformers docs notebooks test-notebooks figures distribution cuda-compile format lint clean
+.PHONY: help build demo test sanitize mutation test-transformers docs notebooks test-notebooks figures distribution cuda-compile format lint clean
 
 PYTHON ?= python3
 GVR_CATCH2_INCLUDE ?=
 PY = $$(PYTHON="$(PYTHON)" tools/find_python.sh)
 CPP_BUILD := build/cpp
+SANITIZE_BUILD := build/cpp-sanitize
 CUDA_ARCHITECTURES ?= 80 90 100 120
 CUDA_HOME ?= /usr/local/cuda
 CUDA_OBJECTS := build/cuda-compile
 TRANSFORMERS ?= 5.11.0 5.23.0
 
 help:
-	@sed -n '2,14s/^# \{0,1\}//p' Makefile
+	@sed -n '2,16s/^# \{0,1\}//p' Makefile
 
 # For the GPUs of this machine; for one architecture where there is none, to save minutes. A wheel
 # is built by pip and has setup.py's full list.
@@ -82,6 +85,19 @@ test-transformers: build $(TRANSFORMERS:%=build/transformers/%/.installed)
 build/transformers/%/.installed:
 	"$(PY)" -m pip install -q --disable-pip-version-check --target $(@D) transformers==$*
 	touch $@
+
+sanitize:
+	@python="$(PY)"; \
+	cmake -S tests/cpp -B $(SANITIZE_BUILD) -DGVR_SANITIZE=ON -DPython_EXECUTABLE="$$python" \
+	  -DGVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)"; \
+	cmake --build $(SANITIZE_BUILD) --parallel "$${MAX_JOBS:-$$(nproc)}"; \
+	ctest --test-dir $(SANITIZE_BUILD) --output-on-failure --no-tests=error
+
+# Copies of the sources are built apart; the CUDA faults need a GPU: tests/mutation/run.py.
+mutation:
+	@python="$(PY)"; \
+	GVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)" "$$python" tests/mutation/run.py --device cpu --workers "$${MAX_JOBS:-$$(nproc)}" \
+	  --out build/mutation-cpu.json
 
 CUDA_SOURCES := $(shell find csrc -name '*.cu')
 CUDA_HEADERS := $(shell find csrc -name '*.cuh' -o -name '*.h')

@@ -203,6 +203,54 @@ def explain(
         print(f"  {reason}")
 
 
+@app.command()
+def fuzz(
+    device: DeviceOption = DeviceName.auto,
+    cases: Annotated[int, typer.Option(help="Rows to check, each with its own hint.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same calls.")] = 0,
+    first_call: Annotated[int, typer.Option(help="Number of the first call.")] = 0,
+    rows: Annotated[
+        list[str] | None, typer.Option(help="Only this kind of rows, repeatable.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="Only fp32, bf16 or fp16, repeatable.")
+    ] = None,
+    most_failures: Annotated[int, typer.Option(help="Stop after so many.")] = 5,
+    seconds: Annotated[float | None, typer.Option(help="Start no call after so long.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Evidence to write, as JSON.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Check this saved call instead.")] = None,
+) -> None:
+    """Check random hostile calls against an exact oracle, bit for bit.
+
+    The exit code is 0 only if every case was exact. A failure is shrunk, saved, and told with the
+    command that repeats it.
+
+    \b
+    Examples:
+      python -m gvr_topk fuzz --device cpu --cases 20000 --seed 7
+      python -m gvr_topk fuzz --device cuda --cases 5000000 --out h200-fuzz.json
+      python -m gvr_topk fuzz --rows random_bits --rows constant
+    """
+    with _user_errors():
+        from .fuzz.campaign import Options
+        from .fuzz.cli import check_arguments, run, run_replay
+
+        options = Options(
+            _torch_device(device),
+            cases,
+            seed,
+            first_call,
+            tuple(rows or ()),
+            tuple(dtype or ()),
+            most_failures,
+            seconds,
+        )
+        check_arguments(options)
+        if replay is not None and not replay.is_file():
+            raise UserError(f"--replay: {replay}: no such file")
+    raise typer.Exit(run(options, out) if replay is None else run_replay(replay))
+
+
 class _Case(NamedTuple):
     """The input of one `explain`."""
 

@@ -52,7 +52,7 @@ H200 = Device("NVIDIA H200", 132, 90, 227 * 1024, 16)
 class Plan:
     """The choice for one call."""
 
-    family: str  # gvr, stream or radix
+    family: str  # gvr, resident, stream or radix
     ctas_per_row: int
     staging: int  # survivors that one CTA can hold
     use_hint: bool

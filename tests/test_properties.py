@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from generators import HINTS, make_hint, make_rows, row_names
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_exact, exact_answer
+from oracle import assert_exact, bits, exact_answer, gather_values
 
 import gvr_topk
+from gvr_topk.fuzz.case import Case, check
 from gvr_topk.testing import tuning
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -79,6 +81,89 @@ def test_any_window_of_any_view_is_exact(
             scores, k, hint=hint, sorted=sorted, algorithm=data.draw(ALGORITHMS), **window
         )
     assert_exact(exact_answer(scores, k, **window), indices, values, sorted=sorted)
+
+
+@given(shapes(), DTYPES, st.sampled_from(row_names()), st.data())
+def test_a_row_has_one_answer_in_every_batch(
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, kind: str, data: st.DataObject
+) -> None:
+    """Alone, and at any position of batches of any size among rows of any kind."""
+    _, n, k = shape
+    row = make_rows(kind, 1, n, k, device=device, dtype=dtype, seed=data.draw(st.integers(0, 99)))
+    algorithm = data.draw(ALGORITHMS)
+    alone = gvr_topk.topk_indices(row, k, algorithm=algorithm).sort(-1).values
+    size = data.draw(st.integers(1, 9))
+    other = data.draw(st.sampled_from(row_names()))
+    batch = make_rows(other, size, n, k, device=device, dtype=dtype)
+    position = data.draw(st.integers(0, size - 1))
+    batch[position] = row[0]
+    hint = make_hint(data.draw(st.sampled_from(list(HINTS))), batch, k)
+    with tuning(**data.draw(TUNINGS)):
+        indices = gvr_topk.topk_indices(batch, k, hint=hint, algorithm=data.draw(ALGORITHMS))
+    # A copy of a signalling NaN may be quiet, and is a NaN still: the order sees no difference.
+    assert torch.equal(indices[position].sort().values, alone[0])
+
+
+@given(shapes(), DTYPES, st.sampled_from(row_names()), st.data())
+def test_sorted_output_is_the_unsorted_output_sorted(
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, kind: str, data: st.DataObject
+) -> None:
+    rows, n, k = shape
+    scores = make_rows(kind, rows, n, k, device=device, dtype=dtype)
+    algorithm, overrides = data.draw(ALGORITHMS), data.draw(TUNINGS)
+    with tuning(**overrides):
+        free = gvr_topk.topk(scores, k, algorithm=algorithm)
+        ordered = gvr_topk.topk(scores, k, algorithm=algorithm, sorted=True)
+    assert torch.equal(free.indices.sort(-1).values, ordered.indices.sort(-1).values)
+    for values, indices in (free, ordered):
+        assert torch.equal(bits(values), bits(gather_values(scores, indices)))
+        padding = indices < 0
+        assert bool((padding.int().diff(dim=-1) >= 0).all()), "padding before a winner"
+        assert bool((values[padding] == -torch.inf).all())
+    assert_exact(exact_answer(scores, k), ordered.indices, ordered.values, sorted=True)
+
+
+@given(shapes(), DTYPES, st.sampled_from(row_names()), st.data())
+def test_nothing_beside_the_outputs_is_written(
+    device: str, shape: tuple[int, int, int], dtype: torch.dtype, kind: str, data: st.DataObject
+) -> None:
+    rows, n, k = shape
+    scores = make_rows(kind, rows, n, k, device=device, dtype=dtype)
+    lengths = data.draw(st.lists(st.integers(-2, n + 2), min_size=rows, max_size=rows))
+    case = Case(
+        scores,
+        k,
+        api="out",
+        hint=make_hint(data.draw(st.sampled_from(list(HINTS))), scores, k),
+        lengths=torch.tensor(lengths, device=device),
+        sorted=data.draw(st.booleans()),
+        algorithm=data.draw(ALGORITHMS),
+        tuning=data.draw(TUNINGS),
+    )
+    check(case)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@given(shapes(), DTYPES, st.sampled_from(row_names()), st.data())
+def test_both_devices_agree_index_for_index(
+    shape: tuple[int, int, int], dtype: torch.dtype, kind: str, data: st.DataObject
+) -> None:
+    rows, n, k = shape
+    scores = make_rows(kind, rows, n, k, dtype=dtype, seed=data.draw(st.integers(0, 99)))
+    hint = make_hint(data.draw(st.sampled_from(list(HINTS))), scores, k)
+    with tuning(**data.draw(TUNINGS)):
+        on_cpu, on_gpu = (
+            gvr_topk.topk(
+                scores.to(device),
+                k,
+                hint=hint.to(device),
+                sorted=True,
+                algorithm=data.draw(ALGORITHMS),
+            )
+            for device in ("cpu", "cuda")
+        )
+    assert torch.equal(on_cpu.indices, on_gpu.indices.cpu())
+    assert torch.equal(bits(on_cpu.values), bits(on_gpu.values.cpu()))
 
 
 @given(st.data())

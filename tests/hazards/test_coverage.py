@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import TUNINGS, stack_rows
-from generators import HINTS, cross_hints, row_names
+from generators import HINTS, cross_hints, make_rows, row_names
 from oracle import assert_exact, exact_answer
 from torch import Tensor
 
@@ -32,31 +34,82 @@ def _explain_everything(device: str, algorithm: str) -> Stats:
     return Stats(torch.cat(records))
 
 
-@pytest.mark.parametrize(
-    "family, path",
-    [
-        ("gvr", Path.GVR),
-        ("resident", Path.RESIDENT),
-        ("stream", Path.STREAM),
-        ("radix", Path.RADIX),
-    ],
-)
-def test_every_continuation_of_every_family_is_entered(
-    family: str, path: Path, device: str
-) -> None:
-    if device == "cpu" and family == "resident":
-        path = Path.STREAM  # a CPU has no shared memory to stay in
+def _some(stats: Stats, *columns: str) -> Tensor:
+    """Rows in which each of the columns counts something."""
+    return torch.stack([stats.column(name) > 0 for name in columns]).all(0)
+
+
+# Every way through a family, by what its telemetry shows. Each must be taken by some row.
+WAYS: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
+    ("stream", "one read"): lambda s: (s.passes == 1) & (s.overflows == 0),
+    ("stream", "a full staging area"): lambda s: _some(s, "overflows"),
+    ("stream", "several full staging areas"): lambda s: s.overflows > 3,
+    ("stream", "another read under a lower threshold"): lambda s: s.undershoots == 1,
+    ("stream", "undershoot, then overflow"): lambda s: _some(s, "overflows", "undershoots"),
+    ("stream", "further rounds of refinement"): lambda s: s.refine_rounds > 1,
+    ("stream", "every score staged"): lambda s: s.survivors == N,
+    ("gvr", "the first count accepted"): lambda s: (s.passes == 2) & (s.overflows == 0),
+    ("gvr", "a corrected count accepted"): lambda s: (s.passes == 3) & (s.overflows == 0),
+    ("gvr", "counting given up"): lambda s: _some(s, "overflows"),
+    ("gvr", "further rounds of refinement"): lambda s: s.refine_rounds > 1,
+    ("gvr", "a hint that is the answer"): lambda s: s.hint_hits == K,
+    ("gvr", "a hint without a winner"): lambda s: (s.hint_valid == K) & (s.hint_hits == 0),
+    ("gvr", "a hint without a position"): lambda s: s.hint_valid == 0,
+    ("resident", "one read"): lambda s: (s.passes == 1) & (s.refine_rounds == 1),
+    ("resident", "ended as stream"): lambda s: s.passes >= 2,
+    ("resident", "ended as stream, overflow"): lambda s: _some(s, "overflows"),
+    ("resident", "ended as stream, undershoot"): lambda s: _some(s, "undershoots"),
+    ("radix", "some digits suffice"): lambda s: s.passes < 4,
+    ("radix", "every digit of the score"): lambda s: s.passes >= 4,
+}
+# The index takes digits of its own only on the GPU; the CPU's staged ties are ranked by place.
+WAYS_ON_CUDA: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
+    ("radix", "digits of the index"): lambda s: s.refine_rounds > 3,
+}
+FAMILIES = {
+    "gvr": Path.GVR,
+    "resident": Path.RESIDENT,
+    "stream": Path.STREAM,
+    "radix": Path.RADIX,
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest, device: str) -> str:
+    if device == "cpu" and request.param == "resident":
+        pytest.skip("the CPU has no shared memory to stay in: there resident is stream")
+    return request.param
+
+
+def test_every_way_through_a_family_is_taken(family: str, device: str) -> None:
     stats = _explain_everything(device, family)
-    assert path in stats.path.tolist()
-    assert int(stats.passes.max()) > 1 and int(stats.refine_rounds.max()) > 1
-    if family == "radix":
-        return
-    assert int(stats.passes.min()) >= 1
-    assert int(stats.overflows.max()) >= 1
+    assert set(stats.path.tolist()) == {FAMILIES[family]}
+    ways = WAYS | (WAYS_ON_CUDA if device == "cuda" else {})
+    taken = {way: int(found(stats).sum()) for (of, way), found in ways.items() if of == family}
+    assert all(taken.values()), f"rows by way: {taken}"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_continuations_are_entered_with_every_dtype(
+    family: str, dtype: torch.dtype, device: str
+) -> None:
+    scores = stack_rows(row_names(), N, K, device, each=1, dtype=dtype)
+    answer = exact_answer(scores, K)
+    entered: set[str] = set()
+    for name in ("tight staging, short chunks", "undershoot, tight", "verify once, tight"):
+        with tuning(**TUNINGS[name]):
+            values, indices, stats = gvr_topk.explain(scores, K, algorithm=family)
+        assert_exact(answer, indices, values, label=name)
+        for column in ("overflows", "undershoots"):
+            if bool(_some(stats, column).any()):
+                entered.add(column)
+        if bool((stats.refine_rounds > 1).any()):
+            entered.add("refine rounds")
+    assert "refine rounds" in entered
+    if family != "radix":
+        assert "overflows" in entered
     if family in ("resident", "stream"):
-        assert int(stats.undershoots.max()) >= 1
-        both = (stats.overflows > 0) & (stats.undershoots > 0)
-        assert bool(both.any()), "no row met an overflow and an undershoot"
+        assert "undershoots" in entered
 
 
 def test_counting_that_gives_up_continues_under_a_rising_threshold(device: str) -> None:
@@ -76,6 +129,16 @@ def test_every_path_of_short_rows_is_entered(device: str, algorithm: str) -> Non
     stats = gvr_topk.explain(scores, K, lengths=lengths, algorithm=algorithm).stats
     assert stats.path.tolist() == [Path.EMPTY, Path.SHORT, Path.SHORT, Path.EMPTY]
     assert stats.passes.tolist()[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["normal", "constant", "quantised_33", "two_level_plateau"])
+def test_every_winner_of_a_perfect_hint_is_a_hit(kind: str, device: str, algorithm: str) -> None:
+    """The K-th is a winner, and in a plateau no tie beyond it is."""
+    scores = make_rows(kind, 2, N, 2 * K, device=device)
+    order = exact_answer(scores, 2 * K).indices.to(torch.int32)
+    for hint, hits in ((order[:, :K], K), (order[:, K - 1 : K + 1], 1), (order[:, K:], 0)):
+        stats = gvr_topk.explain(scores, K, hint=hint.contiguous(), algorithm=algorithm).stats
+        assert stats.hint_hits.tolist() == [hits] * 2
 
 
 def test_a_k_beyond_every_buffer_is_radix(device: str) -> None:

@@ -27,10 +27,16 @@ def test_rows_beyond_2_31_elements(shift: int, device: str, algorithm: str) -> N
 
 
 @needs_gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_batches_of_more_than_2_31_scores(dtype: torch.dtype, algorithm: str) -> None:
+@pytest.mark.parametrize(
+    "dtype, exponent",
+    [(torch.float32, 31), (torch.bfloat16, 31), (torch.bfloat16, 32)],
+    ids=["fp32, 2^31", "bf16, 2^31", "bf16, 2^32"],
+)
+def test_batches_of_more_scores_than_32_bits_count(
+    dtype: torch.dtype, exponent: int, algorithm: str
+) -> None:
     n = 65_537
-    rows = 2**31 // n + 40
+    rows = 2**exponent // n + 40
     scores = torch.zeros(rows, n, dtype=dtype, device="cuda")
     last = make_rows("quantised_4097", 30, n, K, device="cuda", dtype=dtype)
     scores[-30:] = last

@@ -9,11 +9,11 @@ model wherever no such tie came up, which is counted. Both comparisons are bit f
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import pytest
@@ -55,7 +55,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 # Not a fixture of the module: the order in which workers run the tests would decide what it holds.
-_shared_model = cache(tiny_model)
+_shared_model = functools.cache(tiny_model)
 
 
 @pytest.fixture

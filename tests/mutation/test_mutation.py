@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of faults fits the sources, so that the mutation check tests what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from faults import FAULTS
+from run import CPP_TESTS, Copy, misplaced
+
+HERE = Path(__file__).parent
+
+
+def test_every_fault_finds_its_place() -> None:
+    """A rewritten kernel needs its faults anchored anew: tests/mutation/run.py --list."""
+    assert {fault.name: misplaced(fault) for fault in FAULTS if misplaced(fault)} == {}
+
+
+def test_faults_are_many_distinct_and_everywhere() -> None:
+    assert len(FAULTS) >= 30
+    assert max(Counter(fault.name for fault in FAULTS).values()) == 1
+    assert all(fault.old != fault.new and fault.why for fault in FAULTS)
+    folders = {fault.file.rsplit("/", 1)[0] for fault in FAULTS}
+    assert folders >= {"csrc/common", "csrc/cpu", "csrc/cuda/phases", "csrc/cuda/kernels"}
+    assert {fault.device for fault in FAULTS} == {"cpu", "cuda"}
+
+
+def test_a_command_that_never_ends_is_stopped(tmp_path: Path) -> None:
+    copy = Copy.__new__(Copy)
+    copy.folder = tmp_path
+    assert copy.run([sys.executable, "-c", "pass"], 60) == 0
+    assert copy.run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
+    assert copy.run([sys.executable, "-c", "while True: pass"], 1) is None
+
+
+def test_the_tests_that_judge_are_built_by_cmake() -> None:
+    made = (HERE.parent / "cpp" / "CMakeLists.txt").read_text()
+    assert all(f" {name} " in made or f" {name})" in made for name in CPP_TESTS)
+
+
+def test_the_list_names_every_place() -> None:
+    command = [sys.executable, str(HERE / "run.py"), "--list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == len(FAULTS)

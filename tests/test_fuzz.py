@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fuzzer finds what is wrong, makes it small, and says how to see it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from generators import HINTS, row_names
+from torch import Tensor
+
+import gvr_topk
+from gvr_topk.cli import main
+from gvr_topk.fuzz.campaign import Campaign, Options, replay
+from gvr_topk.fuzz.case import APIS, Case, Mismatch, check
+from gvr_topk.fuzz.draw import ALGORITHMS, DTYPES, LAYOUTS, draw
+from gvr_topk.fuzz.shrink import shrink
+
+
+def test_the_library_is_exact(device: str) -> None:
+    cases = 4000 if device == "cpu" else 60_000
+    evidence = Campaign(Options(device, cases, seed=20)).run()
+    assert evidence["failures"] == [] and evidence["problem"] is None
+    assert evidence["cases"] >= cases
+    for name in ("rows", "hints", "dtypes", "algorithms", "apis", "layouts", "lengths"):
+        assert sum(evidence["counts"][name].values()) == evidence["cases"], name
+
+
+def test_every_kind_of_everything_is_drawn() -> None:
+    drawn = [draw(3, number, "cpu") for number in range(700)]
+    groups = [group for call in drawn for group in call.groups]
+    assert {kind for kind, _, _ in groups} == set(row_names())
+    assert {hint for _, hint, _ in groups} == {*HINTS, "none"}
+    assert {call.dtype for call in drawn} == set(DTYPES)
+    assert {call.layout for call in drawn} == set(LAYOUTS)
+    assert {call.case.api for call in drawn} == set(APIS)
+    assert {call.case.algorithm for call in drawn} == set(ALGORITHMS)
+    assert any(call.case.k > call.case.n for call in drawn)
+    assert any(call.case.k in (call.case.n - 1, call.case.n) for call in drawn)
+
+
+def test_a_call_is_a_function_of_its_seed_and_number(device: str) -> None:
+    for number in range(40):
+        first, second = (draw(5, number, device) for _ in range(2))
+        assert first.groups == second.groups
+        assert first.case.describe() == second.case.describe()
+        for name in ("scores", "hint", "lengths", "starts", "slots"):
+            one, other = getattr(first.case, name), getattr(second.case, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                width = torch.int32 if one.element_size() == 4 else torch.int16
+                same = (
+                    one.contiguous() if one.dtype == torch.int64 else one.contiguous().view(width)
+                )
+                again = other.contiguous().view(same.dtype)
+                assert torch.equal(same, again), name
+
+
+def _faulty(change: Callable[[Tensor, Tensor], Tensor]) -> SimpleNamespace:
+    """gvr_topk, but with indices that `change(scores, indices)` has been at."""
+
+    def topk(scores: Tensor, k: int, *, out: Any = None, **options: Any) -> Any:
+        values, indices = gvr_topk.topk(scores, k, **options)
+        indices = change(scores, indices)
+        values = torch.where(
+            indices >= 0, scores.gather(1, indices.long().clamp(min=0)), -torch.inf
+        ).to(scores.dtype)
+        if out is None:
+            return gvr_topk.TopKResult(values, indices)
+        return [given.copy_(made) for given, made in zip(out, (values, indices), strict=True)]
+
+    return SimpleNamespace(
+        topk=topk,
+        topk_indices=lambda scores, k, **options: topk(scores, k, **options)[1],
+        explain=lambda scores, k, **options: (*topk(scores, k, **options), None),
+        TopKCache=gvr_topk.TopKCache,
+    )
+
+
+def _last_tie_wins(scores: Tensor, indices: Tensor) -> Tensor:
+    """The highest index among the scores equal to the K-th: the common tie rule's opposite."""
+    changed = indices.clone()
+    for row in range(len(scores)):
+        chosen = indices[row][indices[row] >= 0].long()
+        if len(chosen) in (0, scores.shape[1]):
+            continue
+        least = scores[row, chosen].min()
+        ties = (scores[row] == least).nonzero()[:, 0]
+        free = ties[~torch.isin(ties, chosen)]
+        held = (scores[row, indices[row].long().clamp(min=0)] == least) & (indices[row] >= 0)
+        if len(free) > 0 and bool(held.any()):
+            changed[row, int(held.nonzero()[0, 0])] = free[-1]
+    return changed
+
+
+def _forgets_one(scores: Tensor, indices: Tensor) -> Tensor:
+    """A buffer that is cut off silently: rows above 100 scores lose their last winner."""
+    changed = indices.clone()
+    if scores.shape[1] > 100:
+        changed[:, -1:] = -1
+    return changed
+
+
+@pytest.mark.parametrize("fault, least", [(_last_tie_wins, (1, 2, 1)), (_forgets_one, (1, 101, 1))])
+def test_a_fault_is_found_shrunk_saved_and_told(
+    fault: Callable[[Tensor, Tensor], Tensor], least: tuple[int, int, int], tmp_path: Path
+) -> None:
+    options = Options("cpu", 3000, seed=4, rows=("quantised_33", "constant"), most_failures=1)
+    evidence = Campaign(options, subject=_faulty(fault), failures_to=tmp_path).run()
+    [failure] = evidence["failures"]
+    saved = torch.load(tmp_path / failure["file"], weights_only=True)
+    rows, n = saved["scores"].shape
+    assert (rows, n, saved["k"]) == least
+    assert replay(tmp_path / failure["file"], _faulty(fault)) is not None
+    assert replay(tmp_path / failure["file"]) is None
+    # The command names the call: the same one fails again at once.
+    words = failure["command"].split()
+    again = Options("cpu", 1, 4, int(words[words.index("--first-call") + 1]), options.rows)
+    [same] = Campaign(again, subject=_faulty(fault)).run()["failures"]
+    assert (same["problem"], same["given"]) == (failure["problem"], failure["given"])
+
+
+def _beside_the_output(scores: Tensor, k: int, *, out: Any, **options: Any) -> None:
+    gvr_topk.topk(scores, k, out=out, **options)
+    indices = out[1]
+    indices.as_strided((1,), (1,), indices.storage_offset() + k).fill_(0)
+
+
+def test_a_write_beside_an_output_is_found() -> None:
+    case = Case(torch.randn(2, 9), 3, api="out")
+    check(case)
+    with pytest.raises(Mismatch, match="beside indices"):
+        check(case, SimpleNamespace(topk=_beside_the_output))
+
+
+class _LeakyCache(gvr_topk.TopKCache):
+    """Writes word `word` of entry [slot, draft] after every step."""
+
+    where = (0, 0, 0)
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        self.state[0][self.where] += 1
+        return result
+
+
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ((0, 0, 4), "belong to no answered row"),  # a slot that no row has
+        ((2, 0, 0), "how many indices"),
+        ((2, 0, 3), "belong to no answered row"),  # the accepted draft
+        ((2, 0, 5), "no winner"),
+        ((2, 1, 4), "belong to no answered row"),  # an entry of a draft that does not exist
+    ],
+)
+def test_a_write_to_a_foreign_state_entry_is_found(
+    where: tuple[int, int, int], message: str
+) -> None:
+    scores = torch.zeros(3, 40)
+    case = Case(
+        scores,
+        4,
+        api="step",
+        slots=torch.tensor([2, -1, 1]),
+        hint=torch.zeros(3, 4, dtype=torch.int32),
+        table=(4, 2, 4),
+    )
+    check(case)
+    leaky = type("Leaky", (_LeakyCache,), {"where": where})
+    if where == (2, 0, 5):
+        leaky.step = _shifts_an_index
+    with pytest.raises(Mismatch, match=message):
+        check(case, SimpleNamespace(TopKCache=leaky))
+
+
+def _shifts_an_index(self: gvr_topk.TopKCache, *arguments: Any, **options: Any) -> Any:
+    result = gvr_topk.TopKCache.step(self, *arguments, **options)
+    self.state[0, 2, 0, 5] = 39
+    return result
+
+
+def test_an_error_of_the_library_is_a_failure() -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    broken = SimpleNamespace(topk=refuses, topk_indices=refuses, explain=refuses, TopKCache=refuses)
+    evidence = Campaign(Options("cpu", 100, seed=1, most_failures=2), subject=broken).run()
+    assert [failure["problem"] for failure in evidence["failures"]] == ["out of luck"] * 2
+
+
+def test_shrinking_keeps_what_the_failure_needs() -> None:
+    """Fails only with a hint, three rows of which the last is short, and k of at least 5."""
+    scores = torch.randn(12, 300)
+    scores[7, 123] = 50.0
+    case = Case(
+        scores,
+        20,
+        api="out",
+        hint=torch.zeros(12, 20, dtype=torch.int32),
+        lengths=torch.full((6,), 300),
+        next_n=2,
+        sorted=True,
+        algorithm="gvr",
+        tuning={"chunk": 3, "staging": 1},
+    )
+
+    def fails(given: Case) -> bool:
+        return given.hint is not None and given.k >= 5 and bool((given.scores == 50.0).any())
+
+    smallest = shrink(case, fails)
+    assert smallest.scores.tolist() == [[50.0]] and smallest.k == 5
+    assert smallest.describe().startswith("1 x 1, k 5, float32, indices, hint")
+    assert smallest.tuning == {} and smallest.lengths is None and smallest.algorithm == "auto"
+
+
+def test_the_command_writes_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "fuzz.json"
+    arguments = ["--device", "cpu", "--cases", "300", "--seed", "9", "--out", str(out)]
+    assert main(["fuzz", *arguments]) == 0
+    assert "0 failures" in capsys.readouterr().out
+    evidence = json.loads(out.read_text())
+    assert evidence["kind"] == "fuzz-evidence" and evidence["cases"] >= 300
+    assert evidence["options"]["seed"] == 9 and evidence["environment"]["torch"]
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--rows", "nonsense"], "--rows: got 'nonsense', need one of"),
+        (["--dtype", "fp8"], "--dtype: got 'fp8', need one of fp32, bf16, fp16"),
+        (["--cases", "0"], "--cases: got 0, need at least 1"),
+        (["--first-call", "-1"], "--first-call: got -1"),
+        (["--replay", "nowhere.pt"], "nowhere.pt: no such file"),
+        (["--cases", "many"], "cases"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fuzz", "--device", "cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1 and "Traceback" not in error
