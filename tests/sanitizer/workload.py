@@ -80,9 +80,11 @@ def cases(device: str) -> list[tuple[str, Case]]:
     for (name, shape), (label, dtype) in product(SHAPES.items(), DTYPES.items()):
         scores, hint = _rows(shape, dtype)
         # 16-bit dtypes differ from fp32 in loads and keys, not in how they continue.
-        families = ("stream", "gvr", "radix", "auto") if label == "fp32" else ("stream", "gvr")
+        families = ("resident", "stream", "gvr")
+        if label == "fp32":
+            families += ("radix", "auto")
         if name in ("one CTA", "as planned"):
-            families = ("stream", "gvr", "radix", "auto")
+            families = ("resident", "stream", "gvr", "radix", "auto")
         for family in families:
             if family == "radix" and "cluster" in name:
                 continue
@@ -109,7 +111,7 @@ def _surroundings(device: str) -> list[tuple[str, Case]]:
             _odd_storage(scores, device), 64, hint=hint.to(device), lengths=lengths, sorted=True
         )
         slots = torch.tensor([3, 0, -1, 9, 1]).to(device)
-        for family in ("stream", "gvr", "radix"):
+        for family in ("resident", "stream", "gvr", "radix"):
             made.append((f"{family}, sorted, guarded", replace(base, api="out", algorithm=family)))
             made.append((f"{family}, telemetry", replace(base, api="explain", algorithm=family)))
             stateful = replace(base, api="step", slots=slots, table=(4, 1, 50), algorithm=family)
