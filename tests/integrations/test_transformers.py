@@ -59,15 +59,10 @@ _shared_model = functools.cache(tiny_model)
 
 
 @pytest.fixture
-def model(name: str, device: str) -> torch.nn.Module:
-    return _shared_model(name, device)
-
-
-@pytest.fixture(autouse=True)
-def _models_are_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    if "model" in request.fixturenames:
-        adapter.disable(request.getfixturevalue("model"))
+def model(name: str, device: str) -> Iterator[torch.nn.Module]:
+    shared = _shared_model(name, device)
+    yield shared
+    adapter.disable(shared)
 
 
 def _prompt(name: str, device: str, batch: int = 1, length: int | None = None) -> Tensor:
