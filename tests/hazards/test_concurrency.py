@@ -60,6 +60,53 @@ def test_callers_on_several_threads(device: str, algorithm: str) -> None:
     assert not wrong, wrong
 
 
+def _row_whose_floor_depends_on_its_hint(n: int, device: str) -> Tensor:
+    """Three peaks where csrc/cpu/guess.cpp samples a row of this length (128 blocks of 16): with a
+    good hint the floor admits them alone, without one it admits about fifty scores."""
+    scores = make_rows("normal", 1, n, 30, device=device)
+    stride = n // 128
+    for block in (5, 50, 100):
+        hashed = (block * 0x9E3779B1) & 0xFFFFFFFF
+        scores[0, block * stride + (hashed * (stride - 15) >> 32)] = 1000.0
+    return scores
+
+
+def test_a_hint_that_changes_during_the_call_never_changes_the_answer(
+    device: str, algorithm: str
+) -> None:
+    """Slices of a row may read a hint at different times; their thresholds must agree all the
+    same, or one refuses what the others count on."""
+    n, k = 100_000, 30
+    scores = _row_whose_floor_depends_on_its_hint(n, device)
+    answer = exact_answer(scores, k)
+    good = answer.indices.to(torch.int32)
+    none = torch.full_like(good, -1)
+    hint, ended = good.clone(), threading.Event()
+
+    def rewrite() -> None:
+        side = torch.cuda.Stream() if device == "cuda" else None
+        with torch.cuda.stream(side):
+            while not ended.is_set():
+                hint.copy_(good)
+                hint.copy_(none)
+                if side is not None:
+                    side.synchronize()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        with tuning(ctas_per_row=4):
+            for call in range(400):
+                indices = gvr_topk.topk_indices(scores, k, hint=hint, algorithm=algorithm)
+                assert_exact(answer, indices, label=f"call {call}")
+    finally:
+        ended.set()
+        writer.join()
+        torch.set_num_threads(threads)
+
+
 @needs_gpu
 @pytest.mark.parametrize("slices", [1, 8, 16])
 def test_finishes_on_a_device_that_is_busy(slices: int, algorithm: str) -> None:

@@ -113,6 +113,9 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
         f"{PROPERTIES}::test_both_devices_agree_index_for_index",
         f"{LIFE}::test_ten_thousand_replays_of_one_graph",
     ],
+    "a hint that is rewritten while it is read": [
+        f"{CONCURRENCY}::test_a_hint_that_changes_during_the_call_never_changes_the_answer",
+    ],
     "peaks where a sampler looks, all winners in one slice": [
         f"{SELECTION}::test_winners_where_samplers_tiles_and_slices_look",
     ],
