@@ -197,6 +197,7 @@ int64_t RowSelector::collect(const Call& call, uint32_t floor) {
 // fetched everything before there is a guess makes the same guess again.
 int64_t RowSelector::guess_and_collect(const Call& call, uint32_t& floor) {
   std::atomic<bool> guessed{false};
+  floors_.assign(slices_, kFloorAll);
   for_each_slice(call, [&](int32_t s) {
     const RowWindow part = slice(s);
     uint32_t own_floor = 0;
@@ -209,9 +210,17 @@ int64_t RowSelector::guess_and_collect(const Call& call, uint32_t& floor) {
       Guess guess;
       own_floor = first_floor(call, guess);
     }
+    floors_[s] = own_floor;
     stages_[s].reset(call.ops, limits_, call.params.k, own_floor);
     stages_[s].append(view_.scores, part.begin, part.end);
   });
+  // A hint that somebody rewrites meanwhile gives guesses that differ, and a slice with a higher
+  // floor has refused what the others' survivors do not make up for.
+  const uint32_t least = *std::min_element(floors_.begin(), floors_.end());
+  if (std::any_of(floors_.begin(), floors_.end(), [&](uint32_t f) { return f != least; })) {
+    floor = least;
+    return collect(call, floor);
+  }
   return admitted();
 }
 

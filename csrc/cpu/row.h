@@ -62,6 +62,7 @@ class RowSelector {
   std::vector<Stage> stages_;
   std::vector<Survivors> survivors_;
   std::vector<int64_t> counts_;
+  std::vector<uint32_t> floors_;  // by slice
   std::vector<uint32_t> keys_;
   std::vector<uint64_t> scratch_;
 };

@@ -233,7 +233,9 @@ def _with_state(r: random.Random, case: Case) -> Case:
     generator = torch.Generator().manual_seed(r.getrandbits(31))
     slots = torch.randperm(size, generator=generator)[:requests]
     lost = torch.rand(requests, generator=generator) < 0.15
-    slots[lost] = torch.tensor([-1, -4, size, INT32_MAX])[
+    # Beyond the table is an error where the host sees the slots, and nobody's slot on a GPU.
+    beyond = [size, INT32_MAX] if case.scores.is_cuda else [-2, -INT32_MAX]
+    slots[lost] = torch.tensor([-1, -4, *beyond])[
         torch.randint(0, 4, (int(lost.sum()),), generator=generator)
     ]
     dtype = r.choice((torch.int32, torch.int64))

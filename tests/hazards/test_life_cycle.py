@@ -215,7 +215,7 @@ def test_a_step_without_memory_leaves_the_state_usable(device: str, algorithm: s
     cache.step(scores, 0, algorithm=algorithm)
     before = cache.state.clone()
     many = scores[:1].expand(TOO_MANY_ROWS, N)
-    slots = torch.zeros(1, dtype=torch.int32, device=device).expand(TOO_MANY_ROWS)
+    slots = torch.full((1,), -1, dtype=torch.int32, device=device).expand(TOO_MANY_ROWS)
     error = torch.OutOfMemoryError if device == "cuda" else RuntimeError
     with pytest.raises(error, match="memory"):
         torch.ops.gvr.step(many, cache.state, 0, TOO_LARGE_K, slots=slots, algorithm=algorithm)

@@ -110,7 +110,8 @@ def _surroundings(device: str) -> list[tuple[str, Case]]:
         base = Case(
             _odd_storage(scores, device), 64, hint=hint.to(device), lengths=lengths, sorted=True
         )
-        slots = torch.tensor([3, 0, -1, 9, 1]).to(device)
+        beyond = -9 if device == "cpu" else 9  # an error where the host sees it
+        slots = torch.tensor([3, 0, -1, beyond, 1]).to(device)
         for family in ("resident", "stream", "gvr", "radix"):
             made.append((f"{family}, sorted, guarded", replace(base, api="out", algorithm=family)))
             made.append((f"{family}, telemetry", replace(base, api="explain", algorithm=family)))
