@@ -248,6 +248,14 @@ def _table_before(case: Case) -> Tensor:
     return table
 
 
+def _stored_hints(winners: Tensor, k: int, hints: int) -> Tensor:
+    """How many of the winners an entry holds: all, or those at even distances (rows.h)."""
+    if hints >= k:
+        return winners.clamp(max=hints)
+    step = ((hints << 32) + k - 1) // k
+    return (((winners - 1) * step >> 32) + 1).clamp(max=hints)
+
+
 def _check_table(case: Case, answer: Answer, before: Tensor, after: Tensor) -> None:
     """Entries of answered rows hold a part of the answer; every other word is as it was."""
     assert case.slots is not None
@@ -260,7 +268,7 @@ def _check_table(case: Case, answer: Answer, before: Tensor, after: Tensor) -> N
     row, entry = row[answered], entry[answered]
     width = before.shape[2]
     flat, expected = after.reshape(-1, width), before.reshape(-1, width).clone()
-    stored = answer.counts[row].clamp(max=width - _HEADER)
+    stored = _stored_hints(answer.counts[row], case.k, width - _HEADER)
     if not torch.equal(flat[entry, _COUNT].long(), stored):
         raise Mismatch("step: a state entry does not say how many indices it holds")
     position = torch.arange(width - _HEADER, device=row.device)
