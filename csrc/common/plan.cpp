@@ -14,23 +14,25 @@ int32_t floor_power_of_two(int64_t x) {
   return p;
 }
 
-// One CTA per SM; two where that gives a row a second CTA; and never slices so short that a CTA's
-// fixed cost exceeds its reading time. benchmarks/NOTES.md, "CTAs per row".
+// One CTA per SM, but never slices so short that a CTA's fixed cost exceeds its reading time. Long
+// slices are cut further: two CTAs on an SM read faster than one, and more of them even out what
+// the waves of a large batch leave over. benchmarks/NOTES.md, "CTAs per row".
 int32_t choose_ctas_per_row(const Shape& shape, const DeviceInfo& device) {
   constexpr int64_t kLeastSlice = 1024;
+  struct Finer {
+    int64_t ctas_per_sm, least_slice;
+  };
+  constexpr Finer kFiner[] = {{2, 64 * 1024}, {8, 128 * 1024}};
   const int64_t rows = std::max<int64_t>(shape.rows, 1);
-  const int64_t one_per_sm = device.sm_count / rows;
-  const int64_t two_per_sm = std::min<int64_t>(2, 2 * device.sm_count / rows);
-  const int64_t by_length = shape.n / kLeastSlice;
-  const int64_t wanted = std::min(std::max(one_per_sm, two_per_sm), by_length);
-  return floor_power_of_two(std::max<int64_t>(1, wanted));
-}
-
-// The row's own sample sets the threshold as well as the hint does, and gathering the hint is a
-// chain of two dependent loads. It pays only where one CTA reads a row so long that the sample
-// holds few winners. benchmarks/NOTES.md, "What the hint is worth".
-bool hint_pays(const Shape& shape, int32_t ctas_per_row) {
-  return ctas_per_row == 1 && shape.n >= 96 * 1024;
+  const int64_t one_per_sm = std::min(device.sm_count / rows, shape.n / kLeastSlice);
+  int64_t ctas = floor_power_of_two(std::max<int64_t>(1, one_per_sm));
+  for (const Finer& finer : kFiner) {
+    while (2 * ctas * rows <= finer.ctas_per_sm * device.sm_count &&
+           shape.n >= 2 * ctas * finer.least_slice) {
+      ctas *= 2;
+    }
+  }
+  return static_cast<int32_t>(std::min<int64_t>(ctas, kMaxCluster));
 }
 
 // Shape of the resident kernels: how many CTAs share a row, and how many threads each has.
@@ -86,11 +88,12 @@ bool resident_fits(const Shape& shape, const ResidentShape& resident, const Devi
          device.shared_bytes_per_block;
 }
 
-// A second wave of large blocks costs more than reading the row in pieces.
+// A second wave of large blocks costs more than reading the row in pieces, and so do large clusters
+// of large blocks, which wait for a free GPC.
 bool resident_pays(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
-  return resident.threads == kSmallBlock && resident.ctas_per_row == 1
-             ? true
-             : shape.rows * resident.ctas_per_row <= device.sm_count;
+  if (resident.threads == kSmallBlock && resident.ctas_per_row == 1) return true;
+  if (resident.threads == kLargeBlock && resident.ctas_per_row > 4) return false;
+  return shape.rows * resident.ctas_per_row <= device.sm_count;
 }
 
 }  // namespace
@@ -108,14 +111,15 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   }
 
   // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new
-  // ones.
+  // ones; what three CTAs on an SM have room for anyway also holds the surplus of a poor guess.
   const int64_t staging = tuning.staging > 0
                               ? std::max<int64_t>(tuning.staging, int64_t{shape.k} + 32)
-                              : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 2048);
-  plan.staging = static_cast<int32_t>(std::min<int64_t>((staging + 3) / 4 * 4, 1 << 20));
-  const int64_t staging_bytes = int64_t{8} * plan.staging;
-  const int64_t fixed_bytes = 40 * 1024;  // histograms, ranking area, scalars
-  if (shape.k > kMaxStagedK || staging_bytes + fixed_bytes > device.shared_bytes_per_block) {
+                              : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 5120);
+  constexpr int64_t kFixedBytes = 40 * 1024;  // a tile ahead, histograms, ranking area, scalars
+  const int64_t room = std::max<int64_t>(device.shared_bytes_per_block - kFixedBytes, 0) / 8;
+  const int64_t least = int64_t{shape.k} + std::min<int64_t>(shape.k / 4, 1024);
+  plan.staging = static_cast<int32_t>(std::min((staging + 3) / 4 * 4, room / 4 * 4));
+  if (shape.k > kMaxStagedK || plan.staging < std::min(staging, least)) {
     plan.family = Algorithm::kRadix;
   }
 
@@ -134,9 +138,11 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   plan.rank_capacity = tuning.rank_capacity > 0 ? std::min(tuning.rank_capacity, 256) : 256;
   plan.max_verify = tuning.max_verify > 0 ? tuning.max_verify : 6;
   plan.overlaps = device.capability >= 90;
+  // `auto` takes none: the row's own sample sets the threshold as well, and gathering the hint is a
+  // chain of two dependent loads. benchmarks/NOTES.md, "What the hint is worth".
   plan.use_hint = shape.has_hint && plan.family != Algorithm::kResident &&
                   plan.family != Algorithm::kRadix && tuning.ignore_hint == 0 &&
-                  (shape.algorithm != Algorithm::kAuto || hint_pays(shape, plan.ctas_per_row));
+                  shape.algorithm != Algorithm::kAuto;
   plan.force_undershoot = tuning.force_undershoot != 0;
   return plan;
 }

@@ -4,9 +4,11 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "config.cuh"
 #include "launch.h"
-#include "phases/scratch.cuh"
+#include "phases/divide.cuh"
 
 namespace gvr::cuda {
 
@@ -42,7 +44,7 @@ cudaError_t launch_rows(const TopKParams& params, const Plan& plan, int threads,
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(params.rows * plan.ctas_per_row));
   config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
+  config.dynamicSmemBytes = std::max(shared_bytes, sizeof(DivideScratch));  // any row may end there
   config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
   int count = 0;

@@ -15,9 +15,7 @@ cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cu
   constexpr int kScoresPerRound = kThreads * Element<kType>::kPerVector;
   const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
   const size_t slice_bytes = size_t{16} * kThreads * rounds;
-  // A row that falls back needs the stream phases' layout.
-  const size_t bytes = std::max(resident_slice_offset<kThreads>(cluster) + slice_bytes,
-                                shared_bytes(plan.staging, Config::kThreads, cluster));
+  const size_t bytes = resident_slice_offset<kThreads>(cluster) + slice_bytes;
   return launch_rows<resident_kernel<kType, false, kThreads>,
                      resident_kernel<kType, true, kThreads>>(params, plan, kThreads, bytes, stream);
 }

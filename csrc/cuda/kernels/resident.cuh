@@ -4,19 +4,20 @@
 //
 // The histogram's bins are linear between a bound that a sample of the row puts below the K-th
 // score and one above the sample's largest score. All CTAs of a row read the same sample, so they
-// agree on the bins without a word. When the bound was too high or the bin of the K-th score holds
-// more entries than can be ranked by comparison (ties, wild distributions), the row is answered by
-// the stream kernel's phases instead, which read it again, from the cache.
+// agree on the bins without a word. Where the bin of the K-th score holds more entries than can be
+// ranked by comparison, because a few scores lie far above all others, it is divided into finer
+// bins, once. Where that does not help (ties) or the bound was too high, the row is divided by its
+// keys (phases/divide.cuh), which reads it again, from the cache.
 #pragma once
 
-#include "stream.cuh"
+#include "../phases/divide.cuh"
 
 namespace gvr::cuda {
 
 inline constexpr int kResidentThreadsPerSm = 1024;  // what the registers are limited for
 static_assert(kResidentScores == 32, "one bit each in Chosen");
 
-// Shared memory; the stream phases use the same bytes after a fallback.
+// Shared memory; a row that is divided uses the same bytes anew.
 template <int kThreads>
 struct ResidentScratch {
   static constexpr int kWarps = kThreads / 32;
@@ -32,6 +33,7 @@ struct ResidentScratch {
   uint32_t above, inside, above_earlier, inside_earlier;
   uint32_t capacity;  // entries of the crossing bin that may be ranked
   uint32_t admitted;  // entries of the histogram, for telemetry
+  int32_t rounds;     // histograms, for telemetry
   uint32_t emitted;   // entries of better bins placed by this CTA
   uint32_t ranked;    // entries of the crossing bin placed by this CTA
 };
@@ -115,6 +117,24 @@ struct ResidentBins {
   static constexpr __device__ __forceinline__ int place_of_bin(int bin) {
     return kOrigin + 1 + bin;
   }
+  // -1: refused, and counted in front of the first bin.
+  template <int kThreads>
+  __device__ __forceinline__ int bin(float x) const {
+    return min(max(place(x), kOrigin), place_of_bin(kThreads - 1)) - place_of_bin(0);
+  }
+  // Bins that divide one bin, and a little around it; the last one is open above as ever. What lies
+  // beyond the last bin is spread over as wide a range again.
+  template <int kThreads>
+  __device__ __forceinline__ ResidentBins finer(int bin) const {
+    const float middle = __int_as_float(place_of_bin(bin)) - offset;
+    const float width = bin == kThreads - 1 ? static_cast<float>(kThreads) : 0.52f;
+    const float from = __fdividef(middle - 0.52f, scale), to = __fdividef(middle + width, scale);
+    ResidentBins bins;
+    bins.scale = __fdividef(static_cast<float>(kThreads - 2), to - from);
+    bins.offset = fmaf(-from, bins.scale, __int_as_float(place_of_bin(0)));
+    bins.usable = to > from && bins.scale < 1.0e30f;
+    return bins;
+  }
 };
 
 // The bound of a warp: the least of the largest scores in its groups of `group` samples; the bound
@@ -136,10 +156,11 @@ __device__ __forceinline__ int bound_group(float wanted) {
   return group;
 }
 
-// Bins from the bound to a little above the largest sampled score. Block-wide, one barrier.
+// Bins from the bound to above the largest sampled score, the farther the fewer winners the sample
+// holds: then the K-th score may well exceed all of it. Block-wide, one barrier.
 template <int kThreads>
 __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>& scratch,
-                                                      uint32_t sampled, int group) {
+                                                      uint32_t sampled, int group, float wanted) {
   constexpr int kWarps = kThreads / 32;
   uint32_t best = sampled;
   for (int d = 1; d < group; d *= 2) best = max(best, __shfl_xor_sync(~0u, best, d));
@@ -155,7 +176,8 @@ __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>&
   const uint32_t pair = max(scratch.warp_low[warp], scratch.warp_low[warp ^ 1]);
   const float from = key_to_float(__reduce_min_sync(~0u, pair));
   const float most = key_to_float(__reduce_max_sync(~0u, scratch.warp_high[warp]));
-  const float to = most + 0.5f * (most - from);
+  const float margin = wanted * static_cast<float>(kThreads) < 8.0f ? 2.0f : 0.5f;
+  const float to = most + margin * (most - from);
   ResidentBins bins;
   bins.scale = __fdividef(static_cast<float>(kThreads), to - from);
   bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::place_of_bin(0)));
@@ -217,13 +239,60 @@ __device__ __forceinline__ void merge_bins(ResidentScratch<kThreads>& scratch, u
   __syncthreads();
 }
 
-// The rare end: the stream kernel's phases, on as many threads as they are written for. Every CTA
-// of the row takes this turn together.
-template <ScoreType kType, class S, int kThreads>
-__device__ __noinline__ void fall_back(const TopKParams& p, const Plan& plan) {
-  S::sync();  // nobody looks at the bins any more
-  if (threadIdx.x >= Config::kThreads) return;
-  stream_row<kType, S>(p, plan, Path::kResident, 2);
+// This thread's scores into the bins.
+template <class Slice, int kThreads>
+__device__ __forceinline__ void count_slice(ResidentScratch<kThreads>& scratch, const Slice& slice,
+                                            const ResidentBins& bins) {
+  using E = typename Slice::E;
+  const auto count = [&](uint32_t raw) { atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u); };
+#pragma unroll 2
+  for (int u = 0; u < slice.vectors; ++u) {
+    const uint4 v = slice.vector(u);
+#pragma unroll
+    for (int j = 0; j < E::kPerVector; ++j) count(E::pick(v, j));
+  }
+  if (slice.edge_index >= 0) count(slice.edge);
+}
+
+// The key that all samples in the crossing bin have, 0 where they differ or are few: every CTA has
+// the same samples. Block-wide.
+template <int kThreads>
+__device__ __noinline__ uint32_t tie_in_bin(uint32_t sampled, bool inside) {
+  constexpr int kFew = 3;
+  constexpr int kWarps = kThreads / 32;
+  auto& scratch = resident_scratch<kThreads>();
+  const uint32_t low = __reduce_min_sync(~0u, inside ? sampled : ~0u);
+  const uint32_t high = __reduce_max_sync(~0u, inside ? sampled : 0u);
+  if (lane_id() == 0) {
+    scratch.warp_low[warp_id()] = low;
+    scratch.warp_high[warp_id()] = high;
+  }
+  const int count = __syncthreads_count(inside);
+  const uint32_t least = __reduce_min_sync(~0u, scratch.warp_low[lane_id() % kWarps]);
+  const uint32_t most = __reduce_max_sync(~0u, scratch.warp_high[lane_id() % kWarps]);
+  return count >= kFew && least == most ? least : 0u;
+}
+
+// The histogram again, with the crossing bin alone divided. Block-wide on all CTAs of the row.
+template <class S, class Slice, int kThreads>
+__device__ __noinline__ ResidentBins count_finer(const Slice slice, const ResidentBins bins,
+                                                 uint32_t wanted) {
+  auto& scratch = resident_scratch<kThreads>();
+  const ResidentBins finer = bins.template finer<kThreads>(scratch.bin);
+  S::sync();  // nobody reads the first histogram any more
+  scratch.bins[threadIdx.x] = 0;
+  if (threadIdx.x == 0) {
+    scratch.bin = -1;
+    scratch.above_earlier = 0;
+    scratch.rounds = 2;
+    if (!finer.usable) scratch.capacity = 0;
+  }
+  __syncthreads();
+  S::announce();  // merge_bins waits for it
+  count_slice(scratch, slice, finer);
+  __syncthreads();
+  merge_bins<S, kThreads>(scratch, wanted);
+  return finer;
 }
 
 // A thread's scores that share a fate: a bit for every position, and the score outside them.
@@ -243,31 +312,57 @@ __device__ __forceinline__ void for_each_chosen(const Slice& slice, Chosen chose
   if (chosen.edge) take(slice.edge, slice.edge_index);
 }
 
-// Indices alone, the usual wish: a store and an addition for every score, without a branch.
-template <class Slice>
-__device__ __forceinline__ void place_indices(int32_t* out, const Slice& slice, Chosen winners) {
+// Where winners go beside the indices. By value: a reference would keep all of it in memory.
+template <ScoreType kType>
+struct MoreOutputs {
+  typename Element<kType>::Storage* values;  // null: not wanted
+  int32_t* entry;                            // state entry, null: none
+};
+
+// A store and an addition for every score, without a branch: put(position, raw, index).
+template <class Slice, bool kRaw, class Put>
+__device__ __forceinline__ void place(const Slice& slice, Chosen winners, Put put) {
   uint32_t at = 0;
-  int first = slice.first;
+  int first = slice.first, u = 0;
 #pragma unroll 1
   for (uint32_t left = winners.mask; left != 0; left >>= Slice::E::kPerVector) {
+    uint4 v;
+    if constexpr (kRaw) v = slice.vector(u++);
 #pragma unroll
     for (int j = 0; j < Slice::E::kPerVector; ++j) {
-      if (left >> j & 1u) out[at++] = first + j;
+      if (left >> j & 1u) put(at++, kRaw ? Slice::E::pick(v, j) : 0u, first + j);
     }
     first += Slice::kStride;
   }
-  if (winners.edge) out[at] = slice.edge_index;
+  if (winners.edge) put(at, slice.edge, slice.edge_index);
 }
 
-// What the caller wants besides. By value: a reference would keep all of it in memory.
-template <class Output, class Slice>
-__device__ __noinline__ void place_more(const Output output, const Slice slice,
-                                        const Chosen winners, uint32_t position) {
-  for_each_chosen(slice, winners, [&](uint32_t raw, int index) {
-    if (output.values != nullptr) output.put_value(position, raw);
-    if (output.entry != nullptr) output.put_hint(position, index);
-    ++position;
-  });
+// Everything that may be wanted at once, by value as above.
+template <ScoreType kType, class Slice>
+__device__ __noinline__ void place_everything(const TopKParams& p, int32_t* indices,
+                                              MoreOutputs<kType> more, uint32_t position,
+                                              const Slice slice, const Chosen winners) {
+  using Storage = typename Element<kType>::Storage;
+  indices += position;
+  if (more.values == nullptr && p.hint_step == 0) {  // the entry keeps every winner
+    int32_t* const hints = more.entry + kStateHeader + position;
+    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
+      indices[at] = index;
+      hints[at] = index;
+    });
+  } else if (more.entry == nullptr) {
+    Storage* const values = more.values + position;
+    place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
+      indices[at] = index;
+      values[at] = static_cast<Storage>(raw);
+    });
+  } else {
+    place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
+      indices[at] = index;
+      if (more.values != nullptr) more.values[position + at] = static_cast<Storage>(raw);
+      store_hint(p, more.entry, position + at, index);
+    });
+  }
 }
 
 // The leader's end: every warp places entries of the crossing bin, its lanes compare.
@@ -291,74 +386,16 @@ __device__ __forceinline__ void rank_crossing(const TopKParams& p,
   }
 }
 
-// Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
-template <ScoreType kType, bool kCluster, int kThreads>
-__global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
-    resident_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
+// The answer, when scratch says in which bin the K-th score lies: winners are placed by every CTA,
+// the crossing bin's entries by the leader. Block-wide on all CTAs of the row.
+template <ScoreType kType, class S, int kThreads, class Slice>
+__device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entry,
+                                              const Slice& slice, const ResidentBins& bins) {
   using E = Element<kType>;
-  using S = Scope<kCluster>;
-  using Bins = ResidentBins;
   auto& scratch = resident_scratch<kThreads>();
-  scratch.bins[threadIdx.x] = 0;
-  if (threadIdx.x == 0) {
-    scratch.bin = -1;
-    scratch.capacity = plan.force_undershoot ? 0 : static_cast<uint32_t>(plan.rank_capacity);
-    scratch.above_earlier = 0;
-    scratch.emitted = 0;
-    scratch.ranked = 0;
-  }
-  wait_for_predecessor();
-  const RowTask task = make_task<kType, S>(p);
-  const auto k = static_cast<uint32_t>(p.k);
-  const auto n = static_cast<uint32_t>(task.window.size());
-  if (n <= k) {
-    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
-    emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size(), entry);
-    return;
-  }
-  S::announce();  // completed before the first store into another CTA
-  ResidentSlice<kType, kThreads, kCluster> slice;
-  slice.send(task.row, task.begin, task.end);
-  uint32_t sampled = E::Traits::kMinusInf;
-  if constexpr (kCluster) {
-    // Lane by lane through the row, so that every warp's sample spans it.
-    const uint32_t stratum = lane_id() * (kThreads / 32) + warp_id();
-    const uint32_t width = max(n / kThreads, 1u);
-    const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
-    sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
-  }
-  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
-  const int group = bound_group(__fdividef(static_cast<float>(k), static_cast<float>(n)));
-  slice.arrive();
-  if constexpr (!kCluster) {
-    if (slice.vectors > 0) sampled = slice.raw(warp_id() % slice.vectors * E::kPerVector);
-  }
-  const Bins bins = resident_bins<kThreads>(scratch, E::key(sampled), group);
-
-  const auto count = [&](uint32_t raw) {
-    const int place = bins.place(E::to_float(raw));
-    const int bin = min(max(place, Bins::kOrigin), Bins::place_of_bin(kThreads - 1)) -
-                    Bins::place_of_bin(0);  // -1: ignored
-    atomicAdd(&scratch.bins[bin], 1u);
-  };
-#pragma unroll 2
-  for (int u = 0; u < slice.vectors; ++u) {
-    const uint4 v = slice.vector(u);
-#pragma unroll
-    for (int j = 0; j < E::kPerVector; ++j) count(E::pick(v, j));
-  }
-  if (slice.edge_index >= 0) count(slice.edge);
-  // Infinities times zero would be numbers of their own. All CTAs of the row agree on that.
-  if (!bins.usable && threadIdx.x == 0) scratch.capacity = 0;
-  __syncthreads();
-  merge_bins<S, kThreads>(scratch, k);
+  const int64_t row_index = S::row();
   const int bin = scratch.bin;
-  if (bin < 0 || scratch.inside > scratch.capacity) {
-    fall_back<kType, S, kThreads>(p, plan);
-    return;
-  }
-
-  const int from = Bins::place_of_bin(bin);
+  const int from = ResidentBins::place_of_bin(bin);
   const int to = bin == kThreads - 1 ? INT32_MAX : from;  // the best bin is open above
   Chosen winners{0, false}, crossing{0, false};
 #pragma unroll 2
@@ -391,18 +428,23 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   __syncwarp();
   S::arrive();  // the leader waits for no more than that
   // Winners are counted per thread and placed from a running sum: no ballots.
-  const RowOutput<kType> output(p, task.row_index, entry);
+  const RowOutput<kType> output(p, row_index, entry);
   const uint32_t mine = winners.count();
   const uint32_t through = warp_inclusive_sum(mine);
   uint32_t position = 0;
   if (lane_id() == 31 && through != 0) position = atomicAdd(&scratch.emitted, through);
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
-  place_indices(output.indices + position, slice, winners);
-  if (output.values != nullptr || output.entry != nullptr) {
-    place_more(output, slice, winners, position);
+  if (output.values == nullptr && output.entry == nullptr) {
+    int32_t* const indices = output.indices + position;
+    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
+      indices[at] = index;
+    });
+  } else {
+    place_everything<kType>(p, output.indices, {output.values, output.entry}, position, slice,
+                            winners);
   }
   const bool placed = p.kv.out != nullptr;
-  if constexpr (kCluster) {
+  if constexpr (S::kIsCluster) {
     if (S::rank() != 0 && !placed) return;
     S::wait();
     if (placed) S::arrive();  // this CTA's winners are written
@@ -410,14 +452,97 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   } else {
     __syncthreads();
   }
-  rank_crossing<kType, kThreads>(p, scratch, output, task.row_index);
+  rank_crossing<kType, kThreads>(p, scratch, output, row_index);
   if (placed) {
     S::wait();
-    finish_row(p, task.row_index, kThreads);
+    finish_row(p, row_index, kThreads);
   }
   if (p.stats != nullptr && threadIdx.x == 0) {
-    put_stats(p, task.row_index, Path::kResident, 1, scratch.admitted, 0, 0, 1);
+    put_stats(p, row_index, Path::kResident, 1, scratch.admitted, 0, 0, scratch.rounds);
   }
+}
+
+// The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided. Block-wide
+// on all CTAs of the row.
+template <ScoreType kType, class S, int kThreads, class Slice>
+__device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, const Slice slice,
+                                         const ResidentBins bins, uint32_t sampled) {
+  using E = Element<kType>;
+  auto& scratch = resident_scratch<kThreads>();
+  const bool exists = S::kIsCluster || slice.vectors > 0;  // this thread has a sample
+  uint32_t candidate = 0;
+  if (!bins.usable) {
+    candidate = tie_in_bin<kThreads>(E::key(sampled), exists);
+  } else if (scratch.bin >= 0 && scratch.capacity != 0) {
+    const int bin = bins.template bin<kThreads>(E::to_float(sampled));
+    candidate = tie_in_bin<kThreads>(E::key(sampled), exists && bin == scratch.bin);
+    if (candidate == 0) {
+      const ResidentBins finer = count_finer<S, Slice, kThreads>(slice, bins, p.k);
+      if (scratch.bin >= 0 && scratch.inside <= scratch.capacity) {
+        emit_selected<kType, S, kThreads>(p, entry, slice, finer);
+        return;
+      }
+    }
+  }
+  divide_row<kType, S, kThreads>(p, entry, candidate, {Path::kResident, 1, 0, 0});
+}
+
+// Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
+template <ScoreType kType, bool kCluster, int kThreads>
+__global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
+    resident_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
+  using E = Element<kType>;
+  using S = Scope<kCluster>;
+  auto& scratch = resident_scratch<kThreads>();
+  scratch.bins[threadIdx.x] = 0;
+  if (threadIdx.x == 0) {
+    scratch.bin = -1;
+    scratch.capacity = plan.force_undershoot ? 0 : static_cast<uint32_t>(plan.rank_capacity);
+    scratch.above_earlier = 0;
+    scratch.rounds = 1;
+    scratch.emitted = 0;
+    scratch.ranked = 0;
+  }
+  wait_for_predecessor();
+  const RowTask task = make_task<kType, S>(p);
+  const auto k = static_cast<uint32_t>(p.k);
+  const auto n = static_cast<uint32_t>(task.window.size());
+  if (n <= k) {
+    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
+    emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size(), entry);
+    return;
+  }
+  S::announce();  // completed before the first store into another CTA
+  using Slice = ResidentSlice<kType, kThreads, kCluster>;
+  Slice slice;
+  slice.send(task.row, task.begin, task.end);
+  uint32_t sampled = E::Traits::kMinusInf;
+  if constexpr (kCluster) {
+    // Lane by lane through the row, so that every warp's sample spans it.
+    const uint32_t stratum = lane_id() * (kThreads / 32) + warp_id();
+    const uint32_t width = max(n / kThreads, 1u);
+    const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
+    sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
+  }
+  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
+  const float wanted = __fdividef(static_cast<float>(k), static_cast<float>(n));
+  const int group = bound_group(wanted);
+  slice.arrive();
+  if constexpr (!kCluster) {
+    if (slice.vectors > 0) sampled = slice.raw(warp_id() % slice.vectors * E::kPerVector);
+  }
+  const ResidentBins bins = resident_bins<kThreads>(scratch, E::key(sampled), group, wanted);
+
+  count_slice(scratch, slice, bins);
+  // Infinities times zero would be numbers of their own. All CTAs of the row agree on that.
+  if (!bins.usable && threadIdx.x == 0) scratch.capacity = 0;
+  __syncthreads();
+  merge_bins<S, kThreads>(scratch, k);
+  if (scratch.bin < 0 || scratch.inside > scratch.capacity) [[unlikely]] {
+    look_closer<kType, S, kThreads>(p, entry, slice, bins, sampled);
+    return;
+  }
+  emit_selected<kType, S, kThreads>(p, entry, slice, bins);
 }
 
 }  // namespace gvr::cuda

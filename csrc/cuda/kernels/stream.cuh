@@ -26,6 +26,11 @@ __device__ __forceinline__ void stream_row(const TopKParams& p, const Plan& plan
   }
   if (plan.force_undershoot) below_key = kKeyPlusInf;
   S::announce();  // completed before the first store into another CTA
+  if (admits_too_much(scratch.task, S::size(), below_key, staging.capacity)) {
+    S::wait();
+    give_up<kType, S>(p, path, passes - 1, 1, 0);
+    return;
+  }
   const uint32_t overflows = collect_slice<kType>(
       scratch, staging, scratch.task.row, scratch.task.begin, scratch.task.end, plan.chunk,
       below_key, static_cast<uint32_t>(p.k), static_cast<uint32_t>(plan.rank_capacity),

@@ -112,70 +112,74 @@ __device__ __noinline__ uint32_t raise_threshold(Staging staging, uint32_t count
   return rank_key_score(kth);
 }
 
-// [begin, end) in steps that cannot overflow: staging holds K entries and one step.
-template <ScoreType kType>
-__device__ __noinline__ uint32_t collect_carefully(Staging staging, const void* row, int begin,
-                                                   int end, uint32_t below_key, uint32_t k,
-                                                   uint32_t capacity) {
-  Scratch& scratch = shared_scratch();
-  const int step = static_cast<int>(staging.capacity - k);
-  for (int at = begin; at < end && below_key != kKeyNan; at += min(step, end - at)) {
-    const int stop = at + min(step, end - at);
-    const uint32_t count = scratch.count;
-    __syncthreads();
-    if (count + static_cast<uint32_t>(stop - at) > staging.capacity) {
-      below_key = raise_threshold<kType>(staging, count, k, capacity);
-      if (below_key == kKeyNan) break;
-    }
-    CollectVisitor<kType> visitor{staging, exclusive_float(below_key)};
-    visit_range<kType>(row, at, stop, visitor);
-    __syncthreads();
-  }
-  return below_key;
+// A threshold that admits everything admits more than a CTA's staging area holds. The same for all
+// CTAs of a row.
+__device__ __forceinline__ bool admits_too_much(const RowTask& task, int ctas, uint32_t below_key,
+                                                uint32_t capacity) {
+  return below_key == 0u && static_cast<uint32_t>(task.window.size() / ctas) > capacity;
 }
 
 // A chunk admitted more than staging holds. What is staged of it is still a sample of the row, and
-// its K-th best a lower bound: drop the chunk, raise the threshold, read it again with care.
+// its K-th best a lower bound: forget the chunk (entries from `saved` on) and return a threshold that
+// admits less of it, inclusive of the bound's own score, whose ties are decided by index later. 0,
+// and nothing forgotten, where that would not help: the bound is a common score, or not higher than
+// the threshold was. Block-wide.
 template <ScoreType kType>
-__device__ __noinline__ uint32_t recover_chunk(Staging staging, const void* row, int begin, int end,
-                                               uint32_t saved, uint32_t below_key, uint32_t k,
-                                               uint32_t capacity) {
+__device__ __noinline__ uint32_t forget_chunk(Staging staging, uint32_t saved, uint32_t below_key,
+                                              uint32_t k, uint32_t capacity) {
   Scratch& scratch = shared_scratch();
   const uint64_t kth = select_staged<kType>(staging, staging.capacity, k, capacity);
-  const uint32_t kept = keep_staged<kType>(staging, saved, kth);
+  const uint64_t least = rank_key(rank_key_score(kth), INT32_MAX);
+  uint32_t reach = 0;
+  for (uint32_t i = threadIdx.x; i < staging.capacity; i += Config::kThreads) {
+    reach += staged_rank<kType>(staging, i) >= least ? 1u : 0u;
+  }
+  uint32_t total;
+  block_exclusive_sum(reach, scratch.warp_sums, total);
+  if (total > k + k / 4 || rank_key_score(kth) - 1u <= below_key) return 0u;
+  const uint32_t kept = keep_staged<kType>(staging, saved, least);
   if (threadIdx.x == 0) scratch.count = kept;
   __syncthreads();
-  // Inclusive of the bound's own score: its ties inside this chunk are decided by index later.
-  below_key = max(below_key, rank_key_score(kth) - 1u);
-  return collect_carefully<kType>(staging, row, begin, end, below_key, k, capacity);
+  return rank_key_score(kth) - 1u;
 }
 
-// Stage this CTA's slice. Block-wide; ends with a barrier. Returns the number of continuations.
+// Stage this CTA's slice. Block-wide; ends with a barrier. Where scratch.count exceeds the capacity
+// afterwards, survivors were lost and the row must be divided. Returns how often the staging area
+// was full. `ahead`: load_ahead has sent for the first tile.
 template <ScoreType kType>
 __device__ __forceinline__ uint32_t collect_slice(Scratch& scratch, Staging staging,
                                                   const void* row, int begin, int end, int chunk,
                                                   uint32_t below_key, uint32_t k, uint32_t capacity,
                                                   bool ahead = false) {
   uint32_t overflows = 0;
-  uint32_t saved = 0;
-  for (int at = begin; at < end; at += min(chunk, end - at)) {
+  uint32_t saved = 0;  // entries staged before this chunk
+  bool again = false;  // this chunk is read for the second time
+  for (int at = begin; at < end;) {
     const int stop = at + min(chunk, end - at);
     CollectVisitor<kType> visitor{staging, exclusive_float(below_key)};
     visit_range<kType>(row, at, stop, visitor, staging.capacity, ahead);
     ahead = false;
     __syncthreads();
-    uint32_t count = scratch.count;
-    const bool last = stop == end;
+    const uint32_t count = scratch.count;
     if (count > staging.capacity) {
       ++overflows;
-      below_key = recover_chunk<kType>(staging, row, at, stop, saved, below_key, k, capacity);
-    } else if (!last && count > staging.capacity - staging.capacity / 4 && count > k) {
-      ++overflows;
-      below_key = raise_threshold<kType>(staging, count, k, capacity);
+      if (again) break;
+      const uint32_t higher = forget_chunk<kType>(staging, saved, below_key, k, capacity);
+      if (higher == 0u) break;
+      below_key = higher;
+      saved = scratch.count;
+      again = true;
+    } else {
+      if (stop == end) break;
+      if (count > staging.capacity - staging.capacity / 4 && count > k) {
+        ++overflows;
+        below_key = raise_threshold<kType>(staging, count, k, capacity);
+      }
+      if (below_key == kKeyNan) break;  // K NaNs found: nothing that follows can win
+      saved = scratch.count;
+      again = false;
+      at = stop;
     }
-    if (last) break;
-    saved = scratch.count;
-    if (below_key == kKeyNan) break;  // K NaNs found: nothing that follows can win
     __syncthreads();
   }
   __syncthreads();

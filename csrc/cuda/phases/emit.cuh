@@ -28,6 +28,17 @@ inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t g
   return __syncthreads_or(taken) ? -1 : slot;
 }
 
+inline __device__ __noinline__ int32_t* claim_entry(const TopKParams& p, int64_t row, int threads) {
+  int64_t slot = row_group(p, row);
+  if (p.slots == nullptr && p.row_to_request == nullptr) {  // no data, and nobody to share with
+    __syncthreads();
+    if (slot >= p.state_slots) slot = -1;
+  } else {
+    slot = claim_slot(p, slot, threads);
+  }
+  return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
+}
+
 // The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
 // the place for it is the row's first one: other threads wait there for the window. Comparing needs
 // the old entries after the selection, so compare_kernel then writes the state.
@@ -36,8 +47,7 @@ __device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row
     __syncthreads();
     return nullptr;
   }
-  const int64_t slot = claim_slot(p, row_group(p, row), threads);
-  return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
+  return claim_entry(p, row, threads);
 }
 
 // Header of a state entry after a step. A row without winners leaves the state alone. The request's

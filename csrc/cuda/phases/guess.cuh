@@ -20,6 +20,7 @@ namespace gvr::cuda {
 
 // Finite stand-ins, so that averages and differences of rungs stay finite.
 inline constexpr float kRungLimit = 1.0e36f;
+inline constexpr float kRungSane = 1.0e32f;  // an average with a limit in it lies beyond
 
 __device__ __forceinline__ float clamp_rung(float x) {
   return fminf(fmaxf(x, -kRungLimit), kRungLimit);  // NaN becomes the lower limit
@@ -49,7 +50,8 @@ __device__ __forceinline__ float lane_quantile(float sorted, float rank) {
 }
 
 // A strided sample of the window in whole vectors: pairs of neighbours (one 32-byte sector) spread
-// evenly. A window of few vectors is sampled whole. Positions that do not exist hold -inf.
+// evenly. Every warp's pairs span the window, so that each is a sample of its own, whatever trends
+// the row has. A window of few vectors is sampled whole. Positions that do not exist hold -inf.
 template <ScoreType kType>
 struct RowSample {
   using E = Element<kType>;
@@ -69,7 +71,8 @@ struct RowSample {
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       v[j] = make_uint4(kFill, kFill, kFill, kFill);
-      const int slot = static_cast<int>(j * Config::kThreads + threadIdx.x);
+      const int pair = (lane_id() / 2) * Config::kWarps + warp_id();
+      const int slot = j * Config::kThreads + 2 * pair + (lane_id() & 1);
       int at = slot;
       if (range.vectors > slots) {
         // Rounding may move a sampled pair, never past the end: slot / 2 < slots / 2.
@@ -132,7 +135,8 @@ __device__ __forceinline__ uint32_t choose_threshold(const Scratch& scratch, flo
   }
   if (enough_count == 3.0e38f) return 0u;
   float threshold = enough;
-  if (few_count > 0.0f && few > enough) {
+  // Infinities among the sampled scores make rungs between which nothing is linear.
+  if (few_count > 0.0f && few > enough && few < kRungSane) {
     const float way = __logf(enough_count / needed) / __logf(enough_count / few_count);
     threshold = enough + 0.9f * way * (few - enough);
   }
@@ -198,7 +202,8 @@ __device__ __forceinline__ float average_rungs(const TopKParams& p, Scratch& scr
     const float from_hint = lane_quantile(sorted_hint, 32.0f * mine.quantile - 0.5f);
     if (mine.quantile > 0.0f && hint.size > 0) rung = from_hint;
   }
-  const uint32_t greatest = __reduce_max_sync(~0u, ordered_key(float_bits(most)));
+  const float finite = most < kRungLimit ? most : -kRungLimit;
+  const uint32_t greatest = __reduce_max_sync(~0u, ordered_key(float_bits(finite)));
   if (lane_id() < Config::kRungs) scratch.rungs[warp_id()][lane_id()] = rung;
   if (lane_id() == 0) scratch.greatest[warp_id()] = key_to_float(greatest);
   __syncthreads();

@@ -74,6 +74,9 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
     for (int to = threadIdx.x / kVectors; to < S::size(); to += Config::kThreads / kVectors) {
       reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
     }
+    if (scratch.overflowed != 0 && static_cast<int>(threadIdx.x) < S::size()) {
+      *S::remote(&scratch.overflowed, static_cast<int>(threadIdx.x)) = 1u;
+    }
     S::sync();
     if (bin >= 0) {
 #pragma unroll 4
@@ -239,20 +242,30 @@ __device__ __noinline__ uint64_t select_staged(Staging staging, uint32_t count, 
   return scratch.kth;
 }
 
-// Histogram of the staged entries of all CTAs; true when the scope holds at least k of them, and
-// then scratch.crossing says in which bin the k-th lies.
+enum class Merge {
+  kEnough,    // scratch.crossing says in which bin the K-th survivor lies
+  kFew,       // fewer than K survivors
+  kOverflow,  // some CTA had more survivors than room
+};
+
+// Histogram of the staged entries of all CTAs.
 template <ScoreType kType, class S>
-__device__ __forceinline__ bool merge_survivors(Scratch& scratch, Staging staging, LinearBins bins,
-                                                uint32_t k, bool opening) {
-  const uint32_t count = scratch.count;
+__device__ __forceinline__ Merge merge_survivors(Scratch& scratch, Staging staging, LinearBins bins,
+                                                 uint32_t k, bool opening) {
+  const uint32_t count = min(scratch.count, staging.capacity);
 #pragma unroll 1  // code that runs once or twice per call: its instructions must be fetched, too
   for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
     atomicAdd(&scratch.bins[bins(Element<kType>::to_float(staging.raw(i)))], 1u);
   }
-  if (threadIdx.x == 0) scratch.crossing.linear = true;
+  if (threadIdx.x == 0) {
+    scratch.crossing.linear = true;
+    // Another CTA may have said so already: it is never taken back.
+    if (scratch.count > staging.capacity) scratch.overflowed = 1u;
+  }
   __syncthreads();
   find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening);
-  return scratch.crossing.total >= k;
+  if (scratch.overflowed != 0) return Merge::kOverflow;
+  return scratch.crossing.total >= k ? Merge::kEnough : Merge::kFew;
 }
 
 // Forget what is staged, on all CTAs, before the row is read again.
@@ -266,27 +279,48 @@ __device__ __noinline__ void restart() {
 }
 
 // The rare end: the crossing range was found by rank keys, so bins say nothing about positions.
-// Positions come from counters of the leader instead.
+// Positions come from counters of the leader instead, which every warp asks once.
 template <ScoreType kType, class S>
 __device__ __noinline__ void place_by_rank(const TopKParams& p, int64_t row_index, Staging staging,
                                            uint32_t count, LinearBins bins) {
   Scratch& scratch = shared_scratch();
   const Crossing crossing = scratch.crossing;
   const RowOutput<kType> output(p, row_index, scratch.task.entry);
-  uint32_t* emitted = S::remote(&scratch.count, 0);
-  uint32_t* ranked = S::remote(&scratch.ranked, 0);
   S::sync();
   if (threadIdx.x == 0) scratch.count = 0;
   S::sync();
-  for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
-    const int where = side<kType>(crossing, bins, staging, i);
+  const auto side_of = [&](uint32_t i) {
+    return i < count ? side<kType>(crossing, bins, staging, i) : -1;
+  };
+  const uint32_t first = threadIdx.x;
+  uint32_t above = 0, inside = 0;
+  for (uint32_t i = first; i - lane_id() < count; i += Config::kThreads) {
+    const int where = side_of(i);
+    above += __popc(__ballot_sync(~0u, where > 0));
+    inside += __popc(__ballot_sync(~0u, where == 0));
+  }
+  if (lane_id() == 0) {
+    if (above != 0) above = atomicAdd(S::remote(&scratch.count, 0), above);
+    if (inside != 0) inside = atomicAdd(S::remote(&scratch.ranked, 0), inside);
+  }
+  above = __shfl_sync(~0u, above, 0);
+  inside = __shfl_sync(~0u, inside, 0);
+  uint64_t* ranks = S::remote(scratch.ranks, 0);
+  uint32_t* rank_raw = S::remote(scratch.rank_raw, 0);
+  const uint32_t lanes_before = (1u << lane_id()) - 1u;
+  for (uint32_t i = first; i - lane_id() < count; i += Config::kThreads) {
+    const int where = side_of(i);
+    const uint32_t winners = __ballot_sync(~0u, where > 0);
+    const uint32_t ranked = __ballot_sync(~0u, where == 0);
     if (where > 0) {
-      output.put(atomicAdd(emitted, 1u), staging.raw(i), staging.index(i));
+      output.put(above + __popc(winners & lanes_before), staging.raw(i), staging.index(i));
     } else if (where == 0) {
-      const uint32_t at = atomicAdd(ranked, 1u);
-      S::remote(scratch.ranks, 0)[at] = staged_rank<kType>(staging, i);
-      S::remote(scratch.rank_raw, 0)[at] = staging.raw(i);
+      const uint32_t at = inside + __popc(ranked & lanes_before);
+      ranks[at] = staged_rank<kType>(staging, i);
+      rank_raw[at] = staging.raw(i);
     }
+    above += __popc(winners);
+    inside += __popc(ranked);
   }
 }
 

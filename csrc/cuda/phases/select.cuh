@@ -5,38 +5,12 @@
 #include <cstdint>
 
 #include "collect.cuh"
+#include "divide.cuh"
 #include "guess.cuh"
 #include "refine.cuh"
+#include "task.cuh"
 
 namespace gvr::cuda {
-
-inline __device__ __noinline__ RowWindow window_from_data(const TopKParams& p, int64_t row) {
-  return row_window(p, row);
-}
-
-// The usual call has one window for all rows, which takes no data and little code.
-__device__ __forceinline__ RowWindow find_window(const TopKParams& p, int64_t row) {
-  const bool whole = p.lengths == nullptr && p.starts == nullptr && p.row_to_request == nullptr;
-  return whole ? RowWindow{0, p.n} : window_from_data(p, row);
-}
-
-// The row of this CTA, and its slice in whole 64-byte steps so that vector loads stay aligned.
-template <ScoreType kType, class S>
-__device__ __forceinline__ RowTask make_task(const TopKParams& p) {
-  const auto parts = static_cast<uint32_t>(S::size());
-  const int shift = 31 - __clz(parts);  // clusters are powers of two
-  RowTask task;
-  task.row_index = S::row();
-  task.row = static_cast<const typename Element<kType>::Storage*>(p.scores) +
-             task.row_index * p.score_stride;
-  task.window = find_window(p, task.row_index);
-  const auto n = static_cast<uint32_t>(task.window.size());
-  const uint32_t step = (((n + parts - 1) >> shift) + 63u) & ~63u;
-  const auto begin = static_cast<uint32_t>(min(uint64_t{n}, uint64_t{step} * S::rank()));
-  task.begin = task.window.begin + static_cast<int>(begin);
-  task.end = task.begin + static_cast<int>(min(step, n - begin));
-  return task;
-}
 
 // Block-wide, one barrier. False where the row needs no selection; it is then answered already.
 template <ScoreType kType, class S>
@@ -47,6 +21,7 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.count = 0;
     scratch.ranked = 0;
     scratch.overflows = 0;
+    scratch.overflowed = 0;
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }
@@ -81,7 +56,9 @@ __device__ __forceinline__ void share_guess(Scratch& scratch) {
 }
 
 // Fewer than K survivors: read the row again under a lower threshold, from the second time on under
-// none. Block-wide on all CTAs; returns the number of overflows.
+// none. Block-wide on all CTAs; returns the number of overflows, or kNotCollected where the threshold
+// is known to admit more than there is room for.
+inline constexpr uint32_t kNotCollected = ~0u;
 template <ScoreType kType, class S>
 __device__ __noinline__ uint32_t collect_again(int k, Staging staging, int chunk, uint32_t capacity,
                                                int attempt) {
@@ -95,9 +72,21 @@ __device__ __noinline__ uint32_t collect_again(int k, Staging staging, int chunk
     if (below_key != 0u) scratch.guess.bins_low = key_to_float(below_key);
   }
   share_guess<S>(scratch);
+  if (admits_too_much(scratch.task, S::size(), scratch.guess.below_key, staging.capacity)) {
+    return kNotCollected;
+  }
   return collect_slice<kType>(scratch, staging, scratch.task.row, scratch.task.begin,
                               scratch.task.end, chunk, scratch.guess.below_key,
                               static_cast<uint32_t>(k), capacity);
+}
+
+// The row is divided instead: survivors were lost, or would be. All CTAs of the row.
+template <ScoreType kType, class S>
+__device__ __forceinline__ void give_up(const TopKParams& p, Path path, int passes,
+                                        uint32_t overflows, int undershoots) {
+  int32_t* entry = shared_scratch().task.entry;
+  __syncthreads();  // read by all before the memory serves another purpose
+  divide_row<kType, S, Config::kThreads>(p, entry, 0u, {path, passes, overflows, undershoots});
 }
 
 // After the first collection: merge, and while the row has shown fewer than K survivors, collect
@@ -108,11 +97,22 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
                                                 int passes, uint32_t overflows) {
   const auto capacity = static_cast<uint32_t>(plan.rank_capacity);
   int undershoots = 0;
-  while (!merge_survivors<kType, S>(scratch, staging,
-                                    LinearBins(scratch.guess.bins_low, scratch.guess.bins_high),
-                                    static_cast<uint32_t>(p.k), undershoots == 0)) {
-    ++undershoots;
-    overflows += collect_again<kType, S>(p.k, staging, plan.chunk, capacity, undershoots);
+  for (;;) {
+    const LinearBins bins(scratch.guess.bins_low, scratch.guess.bins_high);
+    const Merge merge = merge_survivors<kType, S>(scratch, staging, bins,
+                                                  static_cast<uint32_t>(p.k), undershoots == 0);
+    if (merge == Merge::kEnough) break;
+    if (merge == Merge::kFew) {
+      ++undershoots;
+      const uint32_t more =
+          collect_again<kType, S>(p.k, staging, plan.chunk, capacity, undershoots);
+      if (more != kNotCollected) {
+        overflows += more;
+        continue;
+      }
+    }
+    give_up<kType, S>(p, path, passes + undershoots, max(overflows, 1u), undershoots);
+    return;
   }
   if (p.stats != nullptr && overflows != 0 && threadIdx.x == 0) {
     atomicAdd(S::remote(&scratch.overflows, 0), overflows);
