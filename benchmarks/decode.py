@@ -445,8 +445,8 @@ def main(
             raise _fail(str(error)) from error
     else:
         settings = _settings(
-            quick, device, context or [], batch or [], drafts or [], layers, mlp, steps, correlation,
-            budget,
+            quick, device, context or [], batch or [], drafts or [], layers, mlp, steps,
+            correlation, budget,
         )  # fmt: skip
         with _progress(len(settings.batches)) as advance:
             record = measure(settings, out, advance)
