@@ -39,7 +39,7 @@ from .exact import exact_topk
 from .runner import without_folder
 from .timing import buffer_count, summarize
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "distributed"
 SIZES = (256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB)
 ROWS = (1, 4, 16, 64)
@@ -419,12 +419,17 @@ def _measure(
             record["cells"].remove(same[0])
         record["cells"].append(cell)
         record["seconds"] = round(perf_counter() - began, 1)
-        if bench.rank == 0:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial = out.with_name(out.name + ".partial")
-            partial.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(partial, out)
+        _write(bench, record, out)
+    _write(bench, record, out)  # what was skipped, too
     return record
+
+
+def _write(bench: Bench, record: dict[str, Any], out: Path) -> None:
+    if bench.rank == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(partial, out)
 
 
 def inexact(record: dict[str, Any]) -> list[str]:
@@ -437,10 +442,19 @@ def inexact(record: dict[str, Any]) -> list[str]:
 
 
 def print_table(record: dict[str, Any]) -> None:
-    from .scaling import times_table
+    from .scaling import times_table, verdicts
 
     for line in times_table(record):
         print(line)
+    for found in verdicts(record) if record["world"] > 1 else ():
+        ahead = sum(ratio > 1 for _, ratio in found.ratios)
+        label, least = min(found.ratios, key=lambda r: r[1])
+        print(
+            f"{found.method}-{found.return_}: ahead of all-gathering the scores in {ahead} of "
+            f"{len(found.ratios)} cells, least {least:.2f}x at {label}"
+        )
+    for skipped in record["skipped"]:
+        print(f"not measured for want of time: {skipped['rows']} x {skipped['n']}")
     for line in inexact(record):
         print(f"not exact: {line}", file=sys.stderr)
 

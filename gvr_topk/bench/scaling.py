@@ -7,19 +7,21 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from gvr_topk.distributed.model import LINKS, METHODS, Link, Shape, moved, operands, seconds
+from gvr_topk.distributed.model import METHODS, Link, Shape, moved, operands, seconds
 
-from .cells import size_label
+from .cells import KIB, size_label
+from .results import ResultsError
 
 RANKS = (8, 16, 32, 64)
+FROM_KEYS = 256 * KIB  # per rank: from here on sharded selection has to pay
 _SMALL = 1024  # bytes: below, a collective's time is its latency
 
 
-class RecordError(ValueError):
+class RecordError(ResultsError):
     """A file that is no record of the distributed benchmark, or lacks what the model needs."""
 
 
@@ -63,6 +65,30 @@ def _figure(result: dict[str, Any] | None, key: str | None) -> str:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """By cell: time of all-gathering the scores and selecting from them over the method's time."""
+
+    method: str
+    return_: str
+    ratios: tuple[tuple[str, float], ...]
+
+
+def verdicts(record: dict[str, Any]) -> Iterator[Verdict]:
+    """Of the cells with at least 256K keys per rank; of a compiled and a plain form the faster."""
+    for method, return_ in product(METHODS, ("global", "local")):
+        ratios = []
+        for cell in record["cells"]:
+            times = {r["contender"]: r["median_us"] for r in cell["results"] if r["exact"]}
+            own = [t for name, t in times.items() if name.startswith(f"{method}-{return_}")]
+            whole = [t for name, t in times.items() if name.startswith("gather-")]
+            if own and whole and cell["n"] // record["world"] >= FROM_KEYS:
+                label = f"{cell['rows']} x {size_label(cell['n'])}"
+                ratios.append((label, min(whole) / min(own)))
+        if ratios:
+            yield Verdict(method, return_, tuple(ratios))
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the model takes from the records."""
 
@@ -96,7 +122,8 @@ class Inputs:
 
     @property
     def tuned_for(self) -> Link:
-        return LINKS["cuda" if self.measured["backend"] == "nccl" else "cpu"]
+        """What "threshold" chose its digits for when it was measured."""
+        return Link(**self.measured["link"])
 
     def collectives_us(self, method: str, shape: Shape) -> float:
         return 1e6 * seconds(method, shape, self.link, self.tuned_for)
