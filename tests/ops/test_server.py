@@ -13,6 +13,7 @@ from generators import make_rows
 from oracle import assert_exact, exact_answer
 from torch import Tensor
 
+import gvr_topk
 from gvr_topk import TopKCache
 from gvr_topk.stats import COLUMNS
 
@@ -403,6 +404,28 @@ def test_bad_calls_are_named_and_change_nothing(number: int, device: str) -> Non
         call()
     assert type(raised.value) is error and "need" in str(raised.value)
     assert torch.equal(cache.state, before)
+
+
+def test_a_tensor_on_the_meta_device_is_an_error_and_no_answer(device: str) -> None:
+    """A call with one meta tensor goes to the operators' fakes, whose results hold anything."""
+    cache = TopKCache(1, 2, K, device=device)
+    scores = make_rows("normal", 2, N, K, device=device)
+    elsewhere = torch.zeros(2, dtype=torch.int32, device="meta")
+    hint, out = torch.zeros(2, K, dtype=torch.int32, device="meta"), torch.zeros(2, K).int()
+    calls: list[Callable[[], Any]] = [
+        lambda: cache.step(torch.empty(2, N, device="meta"), 0),
+        lambda: cache.step(scores, 0, elsewhere),
+        lambda: cache.step_kv(scores, 0, None, elsewhere),
+        lambda: cache.step_difference(scores, 0, elsewhere),
+        lambda: gvr_topk.topk(scores, K, hint=hint),
+        lambda: gvr_topk.topk_indices(scores, K, lengths=elsewhere),
+        lambda: gvr_topk.topk_indices(scores, K, lengths=elsewhere, out=out.to(device)),
+        lambda: gvr_topk.topk_kv(scores, K, offsets=elsewhere),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^\w+: got .*need"):
+            call()
+    assert not bool(cache.state.any())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
