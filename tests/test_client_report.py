@@ -136,7 +136,8 @@ def test_the_scaling_blocks_follow_from_both_records(tmp_path: Path) -> None:
     assert "No record yet" in text(tmp_path, "scaling-times")  # both are needed
     write_ranks(tmp_path, **{"candidates-global": 40.0, "threshold-global": 100.0})
     times = text(tmp_path, "scaling-times")
-    assert "1 ranks, nccl" in times and "2 ranks, nccl" in times and "NCCL 2.28" in times
+    assert "1 rank, nccl" in times and "2 ranks, nccl" in times and "NCCL 2.28" in times
+    assert times.count("microseconds per call") == 2 and times.count("bytes received") == 1
     verdict = text(tmp_path, "scaling-verdict")
     # 256K keys on two ranks are too few to count.
     assert (

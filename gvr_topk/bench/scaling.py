@@ -40,12 +40,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def times_table(record: dict[str, Any]) -> Iterator[str]:
-    """Microseconds per call, then the bytes that one rank receives."""
+    """Microseconds per call, then the bytes that one of several ranks receives."""
     names: list[str] = list(
         dict.fromkeys(r["contender"] for cell in record["cells"] for r in cell["results"])
     )
-    for title, key in (("microseconds per call", "median_us"), ("bytes received", None)):
-        yield f"{record['world']} ranks, {record['backend']}, K = {record['k']}: {title}"
+    tables = [("microseconds per call", "median_us"), ("bytes received", None)]
+    ranks = f"{record['world']} ranks" if record["world"] > 1 else "1 rank"
+    # One rank receives nothing.
+    for title, key in tables if record["world"] > 1 else tables[:1]:
+        yield f"{ranks}, {record['backend']}, K = {record['k']}: {title}"
         yield ""
         yield f"| rows x N | {' | '.join(names)} |"
         yield "|---" * (len(names) + 1) + "|"
