@@ -151,6 +151,7 @@ def _recorder(asked: list[int], real: Callable[..., Any]) -> Callable[..., Any]:
     return record
 
 
+AWAY = torch.zeros(2, dtype=torch.int32, device="meta")
 BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "scores: got list", {"scores": [1.0]}),
     (TypeError, "scores: got dtype torch.int32", {"scores": torch.zeros(1, 4, dtype=torch.int32)}),
@@ -176,6 +177,15 @@ BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "cache: got str", {"cache": "mine"}),
     (ValueError, "slots: got a tensor without a cache", {"slots": torch.zeros(2).int()}),
     (ValueError, "k: got 2, need 3", {"cache": gvr_topk.TopKCache(1, 2, 3)}),
+    (ValueError, "lengths: got a tensor on meta, need the device of scores", {"lengths": AWAY}),
+    (ValueError, "starts: got a tensor on meta", {"starts": AWAY}),
+    (ValueError, "hint: got a tensor on meta", {"hint": torch.empty(2, 2, device="meta").int()}),
+    (
+        ValueError,
+        "slots: got a tensor on meta",
+        {"slots": AWAY, "cache": gvr_topk.TopKCache(1, 2, 2)},
+    ),
+    (ValueError, "cache: got a tensor on meta", {"cache": torch.empty(1, device="meta").int()}),
     (
         ValueError,
         "hint: got a tensor beside a cache",
