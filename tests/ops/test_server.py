@@ -438,6 +438,19 @@ def test_a_cache_on_another_device_is_named() -> None:
                 step(scores, 0)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+@pytest.mark.parametrize("home, away", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_a_cache_on_the_other_of_two_gpus_is_named(home: str, away: str) -> None:
+    cache = TopKCache(1, 2, K, device=home)
+    scores = make_rows("normal", 2, N, K, device=away)
+    for step in (cache.step, cache.step_kv, cache.step_difference):
+        with pytest.raises(ValueError, match=r"^scores: got .*need the device of the cache"):
+            step(scores, 0)
+    with pytest.raises(ValueError, match=r"^slots: got .*need"):
+        cache.step(scores.to(home), 0, torch.tensor([0, 1], device=away))
+    assert not bool(cache.state.any())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_unknown_slots_in_a_cuda_tensor_are_nobodys() -> None:
     cache = TopKCache(2, 3, K, device="cuda")
