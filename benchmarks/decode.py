@@ -2,13 +2,15 @@
 """Time per output token of a DeepSeek-V3.2-shaped decoder under different Top-K selections.
 
     python benchmarks/decode.py --out decode.json              # on a GPU, about two minutes
+    python benchmarks/decode.py --out decode.json --budget 150 # no further cell starts after 150 s
     python benchmarks/decode.py --quick --out decode.json      # tiny sizes, also without a GPU
     python benchmarks/decode.py --show decode.json             # the tables of a record
 
 Every step of a variant is one CUDA graph of all layers. The variants take turns step by step, on
-the same hidden states and caches, so that clocks and data are equal; before the record is written,
-the last step's selection of every variant and layer is compared with the exact one. All drafts
-count as accepted: a step gives 1 + drafts tokens per request.
+the same hidden states and caches, so that clocks and data are equal. In the last two steps the
+selection of every variant and layer is compared with the exact one of the scores that it saw. All
+drafts count as accepted: a step gives 1 + drafts tokens per request. The cells run in the order of
+what they tell: one request without drafts first.
 """
 
 from __future__ import annotations
@@ -48,19 +50,30 @@ from benchmarks.decoder import (
     plain_scores,
 )
 from gvr_topk.bench import environment, exact
-from gvr_topk.bench.results import quotient
+from gvr_topk.bench.decoding import (
+    KIND,
+    PAPER,
+    SCHEMA,
+    cells,
+    failures,
+    gain,
+    load,
+    token_time,
+    variants,
+    verdicts,
+)
+from gvr_topk.bench.results import ResultsError
+from gvr_topk.bench.runner import without_folder
 from gvr_topk.bench.timing import summarize
 from gvr_topk.nn import TopK
 
-SCHEMA = 1
-KIND = "decode"
 CONTEXTS = (16, 32, 64, 100, 128)  # in 1,024 keys
 BATCHES = (1, 32)
 DRAFTS = (0, 1, 3)
-# arXiv 2604.22312: lower time per output token against radix selection, in percent, by context.
-PAPER = {32: 4.07, 64: 5.47, 100: 7.52}
 WARM_UP = 3
-_LAUNCH_CYCLES = 300_000
+CHECKED = 2  # steps at the end
+# Half a millisecond: the launch of a graph of some hundred kernels takes less.
+_LAUNCH_CYCLES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,7 @@ class Run:
         self.select = variant.make(decoder.shape, decoder.batch, device)
         self.selected: list[Tensor] = []
         self.samples: list[float] = []
+        self.exact = True
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture()
@@ -178,6 +192,7 @@ class Settings:
     device: torch.device
     variants: tuple[Variant, ...] = VARIANTS
     dtype: torch.dtype = torch.bfloat16
+    budget: float | None = None  # seconds
     arguments: list[str] = field(default_factory=list)
 
 
@@ -197,13 +212,17 @@ def measure(
         "correlation": settings.correlation,
         "steps": settings.steps,
         "cells": [],
+        "skipped": [],  # for want of time
     }
     generator = torch.Generator(settings.device).manual_seed(20260422)
     shape = settings.shape
     layers = [Layer(shape, generator, settings.dtype) for _ in range(shape.layers)]
     for batch in settings.batches:
         advance(batch.label)
-        record["cells"].append(_measure_batch(settings, layers, batch, generator))
+        if settings.budget is not None and perf_counter() - began > settings.budget:
+            record["skipped"].append(batch.label)
+        else:
+            record["cells"].append(_measure_batch(settings, layers, batch, generator))
         record["seconds"] = round(perf_counter() - began, 1)
         _write(record, out)
         if settings.device.type == "cuda":
@@ -225,24 +244,30 @@ def _measure_batch(
     decoder = Decoder(shape, layers, batch, caches, states)
     _check_scores(decoder)
     runs = [Run(variant, decoder) for variant in settings.variants]
+    best: list[list[Tensor]] = []  # by checked step and layer
     for step in range(steps):
         for run in runs:
             run.step(timed=step >= WARM_UP)
-    last, before = ([_exact(decoder, place, step) for place in range(shape.layers)]
-                    for step in (steps - 1, steps - 2))  # fmt: skip
+            if step >= steps - CHECKED:
+                expected = [exact.exact_topk(scores, shape.k) for scores in decoder.scores]
+                run.exact = run.exact and _agrees(run, decoder.scores, expected)
+                if run is runs[0]:
+                    best.append(expected)
+    before, last = best[-2:]
     overlaps = [
         float(exact.overlap(_newest(b, batch), _newest(a, batch)).mean())
-        for (_, a), (_, b) in zip(last, before, strict=True)
+        for a, b in zip(last, before, strict=True)
     ]
     results = []
     for run in runs:
         timing = summarize(run.samples, 1, "as in the decoder")
+        name = run.variant.name
         results.append(
             {
-                "variant": run.variant.name,
+                "variant": name,
                 "step": timing.to_json(),
                 "token_us": round(timing.median_us / batch.next_n, 3),
-                "exact": None if run.variant.name == NO_SELECTION else _agrees(run, last),
+                "exact": None if name == NO_SELECTION else run.exact,
             }
         )
     return {
@@ -275,23 +300,17 @@ def _check_scores(decoder: Decoder) -> None:
     lengths = torch.full((batch.requests,), batch.context - 1, device=device)
     from benchmarks.indexer_scores import score_into
 
-    score_into(decoder.scores, queries, weights, decoder.caches.index[0], lengths)
+    score_into(decoder.scores[0], queries, weights, decoder.caches.index[0], lengths)
     expected = plain_scores(queries[rows], weights[rows], keys, lengths[:1])
-    if not torch.allclose(decoder.scores[rows], expected, rtol=1e-3, atol=0.1):
+    if not torch.allclose(decoder.scores[0, rows], expected, rtol=1e-3, atol=0.1):
         raise RuntimeError("the fused index scores differ from their definition")
 
 
-def _exact(decoder: Decoder, place: int, step: int) -> tuple[Tensor, Tensor]:
-    """(scores, exact Top-K) of a layer in a step, made again from the same hidden states."""
-    time = torch.tensor([step], device=decoder.states.device)
-    decoder.write_and_score(place, decoder.states[step, place], decoder.lengths(time))
-    return decoder.scores.clone(), exact.exact_topk(decoder.scores, decoder.shape.k)
-
-
-def _agrees(run: Run, expected: list[tuple[Tensor, Tensor]]) -> bool:
-    for indices, (scores, best) in zip(run.selected, expected, strict=True):
+def _agrees(run: Run, scores: Tensor, expected: list[Tensor]) -> bool:
+    """Whether the last step's selections are exact; `scores` are those that it saw, by layer."""
+    for indices, seen, best in zip(run.selected, scores, expected, strict=True):
         same = exact.same_indices(indices, best)
-        if not same and (run.variant.tie_rule or not exact.same_values(indices, scores, best)):
+        if not same and (run.variant.tie_rule or not exact.same_values(indices, seen, best)):
             return False
     return True
 
@@ -303,43 +322,7 @@ def _write(record: dict[str, Any], out: Path) -> None:
     os.replace(partial, out)
 
 
-# What a record says.
-
-
-def token_time(cell: dict[str, Any], variant: str) -> float | None:
-    """Microseconds per output token of an exact result."""
-    for result in cell["results"]:
-        if result["variant"] == variant and result["exact"] is not False:
-            return result["token_us"]
-    return None
-
-
-def gain(cell: dict[str, Any], variant: str, baseline: str) -> float | None:
-    """How much lower the time per output token is than the baseline's, in percent."""
-    ratio = quotient(token_time(cell, variant), token_time(cell, baseline))
-    return None if ratio is None else 100 * (1 - ratio)
-
-
-def failures(record: dict[str, Any]) -> list[str]:
-    return [
-        f"{cell['label']}: {result['variant']}: not exact"
-        for cell in record["cells"]
-        for result in cell["results"]
-        if result["exact"] is False
-    ]
-
-
-def verdicts(record: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
-    """(target, need, measured percent, holds) of `auto` against radix, for one request."""
-    found = []
-    for cell in record["cells"]:
-        measured = gain(cell, "auto", "radix")
-        if cell["requests"] != 1 or measured is None:
-            continue
-        need = PAPER.get(cell["context"] // 1024, 0.0) if cell["drafts"] == 0 else 0.0
-        holds = measured >= need if need else measured > 0
-        found.append((cell["label"], need, measured, holds))
-    return found
+# What a record says: gvr_topk/bench/decoding.py.
 
 
 def tables(record: dict[str, Any]) -> Iterator[Table]:
@@ -350,10 +333,10 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         caption=f"{record['environment']['date']}, sources "
         f"{(record['environment']['source_sha256'] or 'unknown')[:12]}",
     )
-    names = [result["variant"] for result in record["cells"][0]["results"]]
+    names = variants(record)
     for column in ("batch x context", "overlap", *names):
         table.add_column(column, justify="left" if column == "batch x context" else "right")
-    for cell in record["cells"]:
+    for cell in cells(record):
         times = []
         for name in names:
             time, lower = token_time(cell, name), gain(cell, name, "radix")
@@ -382,18 +365,6 @@ def _fail(message: str) -> typer.Exit:
     return typer.Exit(2)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise _fail(f"{path}: {error}") from error
-    if not isinstance(record, dict) or record.get("kind") != KIND or not record.get("cells"):
-        raise _fail(f"{path}: no record of this benchmark")
-    if record["schema"] != SCHEMA:
-        raise _fail(f"{path}: got schema {record['schema']}, need {SCHEMA}")
-    return record
-
-
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
     columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn())
@@ -412,6 +383,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 def _settings(
     quick: bool, device: str | None, context: list[int], batch: list[int], drafts: list[int],
     layers: int | None, mlp: int | None, steps: int | None, correlation: float,
+    budget: float | None,
 ) -> Settings:  # fmt: skip
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -426,18 +398,23 @@ def _settings(
     shape = Shape(**{**asdict(shape), "layers": layers or shape.layers, "mlp": mlp or shape.mlp})
     contexts = context or ([1, 2] if quick else list(CONTEXTS))
     requests = batch or ([1, 2] if quick else list(BATCHES))
-    cells = [
+    batches = [
         Batch(count, size * 1024, extra)
-        for count, size, extra in product(requests, contexts, drafts or DRAFTS)
+        for extra, count, size in product(drafts or DRAFTS, requests, contexts)
     ]
-    for cell in cells:
-        if cell.requests < 1 or cell.drafts < 0 or cell.context < shape.k:
-            raise _fail(f"{cell.label}: need a request, drafts >= 0 and {shape.k} keys or more")
+    # sorted() is stable: by drafts, by requests, and the contexts of the paper first.
+    batches.sort(key=lambda b: (b.drafts, b.requests, b.context // 1024 not in PAPER))
+    for batch in batches:
+        if batch.requests < 1 or batch.drafts < 0 or batch.context < shape.k:
+            raise _fail(f"{batch.label}: need a request, drafts >= 0 and {shape.k} keys or more")
     count = steps or (4 if quick else 24)
     # bf16 products on a CPU are slow to emulate and nothing here depends on the type.
     dtype = torch.float32 if name == "cpu" else torch.bfloat16
     where = torch.device(name, 0) if name == "cuda" else torch.device(name)
-    return Settings(shape, cells, count, correlation, where, dtype=dtype, arguments=sys.argv[1:])
+    arguments = [without_folder(argument) for argument in sys.argv[1:]]
+    return Settings(
+        shape, batches, count, correlation, where, dtype=dtype, budget=budget, arguments=arguments
+    )
 
 
 @app.command(help=__doc__)
@@ -455,22 +432,33 @@ def main(
     correlation: Annotated[
         float, typer.Option(help="Of a token's hidden state with the one before.")
     ] = 0.97,
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds after which no further cell starts.", min=0.0)
+    ] = None,
 ) -> None:
     if (out is None) == (show is None):
         raise _fail("need --out FILE to measure, or --show FILE")
     if show is not None:
-        record = _read(show)
+        try:
+            record = load(show)
+        except ResultsError as error:
+            raise _fail(str(error)) from error
     else:
         settings = _settings(
-            quick, device, context or [], batch or [], drafts or [], layers, mlp, steps, correlation
-        )
+            quick, device, context or [], batch or [], drafts or [], layers, mlp, steps,
+            correlation, budget,
+        )  # fmt: skip
         with _progress(len(settings.batches)) as advance:
             record = measure(settings, out, advance)
+        if not record["cells"]:
+            raise _fail(f"--budget: got {budget:g}, which setting up took; need more seconds")
     console = Console() if Console().is_terminal else Console(width=160)
     for table in tables(record):
         console.print(table)
     for line in failures(record):
         print(f"failed: {line}", file=sys.stderr)
+    if record.get("skipped"):
+        console.print(f"not measured for want of time: {', '.join(record['skipped'])}")
     if out is not None:
         console.print(f"{len(record['cells'])} cells in {record['seconds']} s: {out}", markup=False)
     raise typer.Exit(1 if failures(record) else 0)

@@ -140,7 +140,8 @@ class Decoder:
         self.shape, self.layers, self.batch = shape, layers, batch
         self.caches, self.states = caches, states
         device = states.device
-        self.scores = torch.empty(batch.rows, caches.capacity, device=device)
+        # Of every layer, so that a selection can be judged by the scores that it saw.
+        self.scores = torch.empty(shape.layers, batch.rows, caches.capacity, device=device)
         self.request = torch.arange(batch.rows, device=device) // batch.next_n
         self.draft = torch.arange(batch.rows, device=device) % batch.next_n
 
@@ -154,7 +155,7 @@ class Decoder:
         total, selected = torch.zeros_like(states[0]), []
         for place in range(self.shape.layers):
             query_rank = self.write_and_score(place, states[place], lengths)
-            indices = select(self.scores, place, lengths)
+            indices = select(self.scores[place], place, lengths)
             selected.append(indices)
             attended = self._attend(place, query_rank, indices)
             total = total + self._mlp(place, states[place] + attended)
@@ -166,7 +167,7 @@ class Decoder:
         return end.expand(self.batch.requests).contiguous()
 
     def write_and_score(self, place: int, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Puts the new keys into the caches and the layer's index scores into `scores`."""
+        """Puts the new keys into the caches and the layer's index scores into `scores[place]`."""
         layer, s, rows = self.layers[place], self.shape, self.batch.rows
         at = lengths[self.request] - self.batch.next_n + self.draft
         self.caches.latent[place].index_put_((self.request, at), F.linear(hidden, layer.kv_a))
@@ -175,7 +176,7 @@ class Decoder:
         query_rank = F.rms_norm(F.linear(hidden, layer.q_a), (s.query_rank,))
         queries = F.linear(query_rank, layer.index_q).view(rows, s.index_heads, s.index_width)
         weights = F.linear(hidden, layer.index_w).float()
-        _score(self.scores, queries, weights, self.caches.index[place], lengths)
+        _score(self.scores[place], queries, weights, self.caches.index[place], lengths)
         return query_rank
 
     def _attend(self, place: int, query_rank: Tensor, indices: Tensor) -> Tensor:

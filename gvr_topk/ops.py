@@ -271,7 +271,17 @@ def _new_values(scores: Tensor, k: int) -> Tensor:
 
 
 def _new_indices(scores: Tensor, k: int) -> Tensor:
+    check_not_mixed(scores)
     return scores.new_empty((*scores.shape[:-1], k), dtype=torch.int32)
+
+
+def check_not_mixed(scores: Tensor) -> None:
+    """One meta tensor among others brings a call to the fakes, which must not seem to answer it."""
+    if type(scores) is Tensor and not scores.is_meta:
+        raise ValueError(
+            f"scores: got a tensor on {scores.device} beside one on meta, "
+            "need all tensors on one device"
+        )
 
 
 def _new_stats(scores: Tensor) -> Tensor:
@@ -288,7 +298,7 @@ def _topk(scores: Tensor, k: int, **_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("gvr::topk.out")
 def _topk_out(scores: Tensor, k: int, **_: Any) -> None:
-    return None
+    check_not_mixed(scores)
 
 
 @torch.library.register_fake("gvr::topk_indices")
@@ -298,7 +308,7 @@ def _topk_indices(scores: Tensor, k: int, **_: Any) -> Tensor:
 
 @torch.library.register_fake("gvr::topk_indices.out")
 def _topk_indices_out(scores: Tensor, k: int, **_: Any) -> None:
-    return None
+    check_not_mixed(scores)
 
 
 @torch.library.register_fake("gvr::topk_stats")

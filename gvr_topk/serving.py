@@ -38,7 +38,15 @@ import torch
 from torch import Tensor
 
 from . import _observers
-from .ops import _new_indices, check_int, check_options, check_scores, check_tensor, type_name
+from .ops import (
+    _new_indices,
+    check_int,
+    check_not_mixed,
+    check_options,
+    check_scores,
+    check_tensor,
+    type_name,
+)
 
 __all__ = ["KvTopK", "TopKDifference", "topk_kv"]
 
@@ -186,7 +194,7 @@ def _topk_kv(scores: Tensor, k: int, **_: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("gvr::topk_kv.out")
 def _topk_kv_out(scores: Tensor, k: int, **_: Any) -> None:
-    return None
+    check_not_mixed(scores)
 
 
 @torch.library.register_fake("gvr::step_kv")

@@ -60,6 +60,31 @@ def test_every_variant_is_exact_in_every_cell(record: dict[str, Any], device: st
             assert result["token_us"] == pytest.approx(tokens, rel=1e-3)
 
 
+def test_a_selection_that_was_wrong_before_the_last_step_is_reported(
+    tmp_path: Path, device: str
+) -> None:
+    if device == "cuda":
+        pytest.skip("a captured selection does the same in every step")
+    calls = []
+
+    def once_wrong(shape: Any, batch: Batch, _: torch.device) -> Any:
+        def select(scores: Tensor, layer: int, lengths: Tensor) -> Tensor:
+            calls.append(layer)
+            best = scores.topk(shape.k + 1).indices
+            return best[:, 1:] if len(calls) == steps - 1 else best[:, :-1]
+
+        return select
+
+    steps = decode.WARM_UP + 2
+    shape = decode.Shape(**{**vars(QUICK), "layers": 1})
+    settings = decode.Settings(
+        shape, [Batch(1, 1024, 0)], 2, 0.9, torch.device(device),
+        (decode.Variant("once", once_wrong, tie_rule=False),),
+    )  # fmt: skip
+    record = decode.measure(settings, tmp_path / "once.json")
+    assert len(calls) == steps and record["cells"][0]["results"][0]["exact"] is False
+
+
 def test_a_wrong_selection_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
@@ -95,10 +120,41 @@ def test_verdicts_follow_from_the_times() -> None:
     assert [(label, need, holds) for label, need, _, holds in found] == [
         ("1 x 32K, 0 drafts", 4.07, True),
         ("1 x 64K, 0 drafts", 5.47, False),
-        ("1 x 64K, 3 drafts", 0.0, True),
         ("1 x 16K, 1 drafts", 0.0, False),
+        ("1 x 64K, 3 drafts", 0.0, True),
     ]
-    assert [round(measured, 6) for _, _, measured, _ in found] == [5.0, 5.0, 0.5, 0.0]
+    assert [round(measured, 6) for _, _, measured, _ in found] == [5.0, 5.0, 0.0, 0.5]
+
+
+def test_the_cells_that_tell_most_come_first() -> None:
+    none: list[int] = []
+    settings = decode._settings(
+        True, "cpu", [16, 32, 64, 100, 128], none, none, *[None] * 3, 0.9, 7
+    )
+    labels = [batch.label for batch in settings.batches]
+    assert labels[:5] == [f"1 x {n}K, 0 drafts" for n in (32, 64, 100, 16, 128)]
+    assert labels[5] == "2 x 32K, 0 drafts" and labels[-1] == "2 x 128K, 3 drafts"
+    assert settings.budget == 7
+
+
+def test_a_budget_cuts_the_cells_that_tell_least(tmp_path: Path, device: str) -> None:
+    batches = [Batch(1, 1024, drafts) for drafts in (0, 1)]
+    settings = decode.Settings(QUICK, batches, 2, 0.9, torch.device(device), budget=1e-9)
+    assert decode.measure(settings, tmp_path / "none.json")["skipped"] == [
+        "1 x 1K, 0 drafts",
+        "1 x 1K, 1 drafts",
+    ]
+    clock = iter(range(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, "perf_counter", lambda: next(clock))
+        settings.budget = 1.5  # reached after the first cell
+        record = decode.measure(settings, tmp_path / "one.json")
+    assert [cell["label"] for cell in record["cells"]] == ["1 x 1K, 0 drafts"]
+    assert record["skipped"] == ["1 x 1K, 1 drafts"]
+    code, output = _run("--show", str(tmp_path / "one.json"))
+    assert code == 0 and "not measured for want of time: 1 x 1K, 1 drafts" in output
+    code, output = _run(*SMALL, "--out", str(tmp_path / "x.json"), "--budget", "0")
+    assert code == 2 and "--budget: got 0" in output
 
 
 def test_the_tables_come_from_the_record_alone(
@@ -141,7 +197,7 @@ def test_a_step_writes_its_tokens_and_no_other_key(device: str) -> None:
     assert int(changed.sum()) == QUICK.layers * 6
     # Row j of a request sees its own token and no later one.
     ends = decoder.scores.isfinite().sum(-1)
-    assert ends.tolist() == [304, 305, 306, 304, 305, 306]
+    assert ends.tolist() == [[304, 305, 306, 304, 305, 306]] * QUICK.layers
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 from typer.testing import CliRunner
 
 from gvr_topk.bench.cli import app
-from gvr_topk.bench.report import BLOCKS, IMAGES, PICTURES, Records, refresh, rendered, stale
+from gvr_topk.bench.report import (
+    BLOCKS,
+    DOCUMENTS,
+    IMAGES,
+    PICTURES,
+    Records,
+    refresh,
+    rendered,
+    stale,
+)
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
@@ -27,6 +37,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copytree(ROOT / "gvr_topk/data", tmp_path / "gvr_topk/data")
     shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "gvr_topk/distributed").mkdir()
+    shutil.copy(ROOT / "gvr_topk/distributed/model.py", tmp_path / "gvr_topk/distributed")
     return tmp_path
 
 
@@ -41,8 +53,10 @@ def test_committed_documents_and_plots_fit_the_committed_records() -> None:
 
 
 def test_every_block_and_picture_is_used_and_no_other_picture_lies_about() -> None:
-    text = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
-    assert [name for name in BLOCKS if f"<!-- report:{name} -->" not in text] == []
+    text = "".join(path.read_text() for pattern in DOCUMENTS for path in ROOT.glob(pattern))
+    assert [
+        name for name in BLOCKS if not re.search(f"^(<!--|#) report:{name}( |$)", text, re.M)
+    ] == []
     assert [name for name in PICTURES if f"images/{name}.png" not in text] == []
     unused = [p.name for p in (ROOT / IMAGES).iterdir() if f"images/{p.name}" not in text]
     assert unused == []

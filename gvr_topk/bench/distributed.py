@@ -7,7 +7,8 @@
 
 Every timed result is checked against an int64 rank-key sort of the whole rows. A time is the
 slowest rank's median over CUDA-graph replays of several calls on different buffers; on CPUs, over
-single calls.
+single calls. `gather-gvr` gives what the methods give with return_="global": values and indices,
+best first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from itertools import pairwise, product
 from pathlib import Path
 from time import perf_counter
@@ -29,25 +31,36 @@ import typer
 from torch import Tensor
 
 import gvr_topk.distributed as sharded
-from gvr_topk.distributed.model import METHODS, moved
+from gvr_topk.distributed.model import LINKS, METHODS, moved
 
 from . import environment
 from .cells import GIB, KIB, MIB
-from .exact import exact_topk, same_indices, same_values
+from .exact import exact_topk
 from .runner import without_folder
 from .timing import buffer_count, summarize
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "distributed"
 SIZES = (256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB, 8 * MIB)
 ROWS = (1, 4, 16, 64)
-COMPILED_AT = 512 * KIB  # keys in all: where two ranks hold 256K each
-COMPILED_ROWS = (1, 16)
+# (keys in all, rows): where the kernels between the collectives weigh most. Best first, since a
+# budget cuts the compilations.
+COMPILED_AT = (
+    (512 * KIB, 1),
+    (512 * KIB, 16),
+    (MIB, 1),
+    (512 * KIB, 4),
+    (2 * MIB, 1),
+    (MIB, 4),
+)
+GROUP_TIMEOUT = timedelta(seconds=120)  # a rank that fails ends the others
 COMPILED = ("candidates-global", "threshold-global", "threshold-local", "splitters-local")
 MESSAGES = (8, KIB, 8 * KIB, 64 * KIB, 512 * KIB, 4 * MIB, 32 * MIB)
 MERGED_RANKS = (2, 8, 16, 32, 64)
 _CALLS = 8  # in one graph
 _REPLAYS = 20
+_LEAST_REPLAYS = 5
+_LONG_US = 400_000.0  # longer replays in all are cut down to the least
 _MOST_BYTES = 8 * GIB  # scores of all buffers of one rank
 
 Calls = list[Callable[[], Tensor]]
@@ -95,10 +108,16 @@ class Bench:
         # The watchdog of NCCL asks events about their state in a thread of its own.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = [call() for call in calls]
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                graph.replay()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            graph.replay()
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            replays = self._replays(1e3 * begin.elapsed_time(end))
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+            graph.replay()
             for output in outputs:
                 output.fill_(-7)  # an index that no answer holds
             events[0].record()
@@ -110,6 +129,12 @@ class Bench:
         graph.reset()
         pairs = pairwise(events)
         return [1e3 * a.elapsed_time(b) / len(calls) for a, b in pairs], answers
+
+    def _replays(self, replay_us: float) -> int:
+        """How many fit into the time, the same on every rank."""
+        slowest = torch.tensor([replay_us], dtype=torch.float64, device=self.device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        return max(_LEAST_REPLAYS, min(_REPLAYS, int(_LONG_US / slowest.item())))
 
     def _clock(self, calls: Calls) -> tuple[list[float], list[Tensor]]:
         samples = []
@@ -135,6 +160,7 @@ class Cell:
     bench: Bench
     rows: int
     n: int
+    _expected: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         bench = self.bench
@@ -171,35 +197,32 @@ class Cell:
         return select
 
     def contenders(self, compiled: bool) -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
-        """(name, kind of answer, call on a shard)."""
+        """(name, kind of answer, call on a shard); compiled forms last."""
         k = self.bench.k
         yield "local", "none", lambda shard: torch.ops.gvr.topk(shard, k, sorted=True)[1]
-        yield "gather-gvr", "indices", lambda s: torch.ops.gvr.topk_indices(self.gather(s), k)
         yield (
-            "gather-torch",
-            "values",
-            lambda s: torch.topk(self.gather(s), k, sorted=False).indices,
+            "gather-gvr",
+            "global",
+            lambda s: torch.ops.gvr.topk(self.gather(s), k, sorted=True)[1],
         )
+        yield "gather-torch", "values", lambda s: torch.topk(self.gather(s), k).values
         for method, return_ in product(METHODS, ("global", "local")):
-            select = self.sharded(method, return_)
-            yield f"{method}-{return_}", return_, select
-            if compiled and f"{method}-{return_}" in COMPILED:
-                torch._dynamo.reset()
-                whole = torch.compile(select, fullgraph=True, dynamic=False)
-                yield f"{method}-{return_}-compiled", return_, whole
+            yield f"{method}-{return_}", return_, self.sharded(method, return_)
+        for name in COMPILED if compiled else ():
+            method, return_ = name.split("-")
+            torch._dynamo.reset()
+            select = torch.compile(self.sharded(method, return_), fullgraph=True, dynamic=False)
+            yield f"{name}-compiled", return_, select
 
     def is_exact(self, kind: str, outputs: list[Tensor]) -> bool:
         """The last outputs of the first and the last buffer."""
         for place in {0, self.buffers - 1} if kind != "none" else ():
-            whole = self.gather(self.shards[place])
-            expected = exact_topk(whole, self.bench.k)
+            expected, best = self.expected(place)
             # The call that used this buffer last.
             last = max(call for call in range(_CALLS) if call % self.buffers == place)
             given = outputs[last]
             if kind == "values":
-                good = same_values(given, whole, expected)
-            elif kind == "indices":
-                good = same_indices(given, expected)
+                good = torch.equal(given, best)
             elif kind == "global":
                 good = torch.equal(given, expected)
             else:
@@ -207,6 +230,14 @@ class Cell:
             if not self.bench.every(good):
                 return False
         return True
+
+    def expected(self, place: int) -> tuple[Tensor, Tensor]:
+        """(indices, values) of the whole rows of a buffer, best first."""
+        if place not in self._expected:
+            whole = self.gather(self.shards[place])
+            indices = exact_topk(whole, self.bench.k)
+            self._expected[place] = indices, whole.gather(-1, indices.long())
+        return self._expected[place]
 
     def _mine(self, expected: Tensor) -> Tensor:
         """This rank's part of the answer as local indices, best first, then -1."""
@@ -225,9 +256,12 @@ class Cell:
             self.sharded(method, return_)(self.shards[0])
         return counted.operations
 
-    def record(self, compiled: bool) -> dict[str, Any]:
-        results = []
+    def record(self, compiled: bool, in_time: Callable[[], bool]) -> dict[str, Any]:
+        """`in_time` says, alike on every rank, whether another compilation may begin."""
+        results: list[dict[str, Any]] = []
         for name, kind, select in self.contenders(compiled):
+            if name.endswith("compiled") and not in_time():
+                break
             times, outputs = self.bench.median(self.calls(select))
             operations = self.traffic(name, select)
             received = sum(moved(op, size, self.bench.world) for op, size in operations)
@@ -303,7 +337,7 @@ def process_group() -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     named = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group(backend, rank=rank, world_size=world, **named)  # type: ignore[arg-type]
+    dist.init_process_group(backend, rank=rank, world_size=world, timeout=GROUP_TIMEOUT, **named)  # type: ignore[arg-type]
     try:
         yield device
     finally:
@@ -322,6 +356,8 @@ def _empty_record(bench: Bench) -> dict[str, Any]:
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
         "nccl_environment": {n: v for n, v in sorted(os.environ.items()) if n[:5] == "NCCL_"},
         "k": bench.k,
+        # For what "threshold" chose its digits.
+        "link": asdict(LINKS["cuda" if cuda else "cpu"]),
         "cells": [],
         "collectives": [],
         "merges": [],
@@ -335,8 +371,10 @@ def run(
     rows: Annotated[list[int] | None, typer.Option(help="Batches, repeatable.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Keys in all, repeatable.")] = None,
     k: Annotated[int, typer.Option()] = 2048,
-    compiled: Annotated[bool, typer.Option(help="Also torch.compile, at 512K keys in all.")] = True,
-    budget: Annotated[float, typer.Option(help="Seconds; no cell starts later.")] = 170.0,
+    compiled: Annotated[bool, typer.Option(help="Also under torch.compile, few rows.")] = True,
+    budget: Annotated[
+        float, typer.Option(help="Seconds; no cell and no compilation starts later.")
+    ] = 170.0,
 ) -> None:
     """Measure. Run it under torchrun; the exit code is 1 when a result was not exact."""
     batches, sizes = tuple(rows or ROWS), tuple(size or SIZES)
@@ -373,21 +411,34 @@ def _measure(
     record["merges"] = time_merges(bench, batches)
     # Long compilations last, so that a budget cuts them and not the plain cells.
     plan = [(n, r, False) for n, r in product(sizes, batches)]
-    if compiled and cuda and COMPILED_AT in sizes:
-        plan += [(COMPILED_AT, r, True) for r in batches if r in COMPILED_ROWS]
+    if compiled and cuda and bench.world > 1:
+        plan += [(n, r, True) for n, r in COMPILED_AT if n in sizes and r in batches]
+
+    def in_time() -> bool:
+        return bench.every(perf_counter() - began < budget)
+
     for n, count, with_compiled in plan:
-        if not bench.every(perf_counter() - began < budget):
+        if not in_time():
             record["skipped"].append({"n": n, "rows": count, "compiled": with_compiled})
             continue
-        cell = Cell(bench, count, n).record(with_compiled)
-        if with_compiled:  # measured again beside its compiled forms
-            same = [c for c in record["cells"] if (c["n"], c["rows"]) == (n, count)]
-            record["cells"].remove(same[0])
-        record["cells"].append(cell)
+        cell = Cell(bench, count, n).record(with_compiled, in_time)
+        places = {(c["n"], c["rows"]): place for place, c in enumerate(record["cells"])}
+        if (n, count) in places:  # measured again beside its compiled forms
+            record["cells"][places[n, count]] = cell
+        else:
+            record["cells"].append(cell)
         record["seconds"] = round(perf_counter() - began, 1)
-        if bench.rank == 0:
-            out.write_text(json.dumps(record, indent=1) + "\n")
+        _write(bench, record, out)
+    _write(bench, record, out)  # what was skipped, too
     return record
+
+
+def _write(bench: Bench, record: dict[str, Any], out: Path) -> None:
+    if bench.rank == 0:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(partial, out)
 
 
 def inexact(record: dict[str, Any]) -> list[str]:
@@ -400,10 +451,19 @@ def inexact(record: dict[str, Any]) -> list[str]:
 
 
 def print_table(record: dict[str, Any]) -> None:
-    from .scaling import times_table
+    from .scaling import times_table, verdicts
 
     for line in times_table(record):
         print(line)
+    for found in verdicts(record) if record["world"] > 1 else ():
+        ahead = sum(ratio > 1 for _, ratio in found.ratios)
+        label, least = min(found.ratios, key=lambda r: r[1])
+        print(
+            f"{found.method}-{found.return_}: ahead of all-gathering the scores in {ahead} of "
+            f"{len(found.ratios)} cells, least {least:.2f}x at {label}"
+        )
+    for skipped in record["skipped"]:
+        print(f"not measured for want of time: {skipped['rows']} x {skipped['n']}")
     for line in inexact(record):
         print(f"not exact: {line}", file=sys.stderr)
 

@@ -3,7 +3,8 @@
 
 A document holds marked blocks, `<!-- report:NAME -->` up to `<!-- /report -->`; what lies between
 is the text of the block of that name. `refresh` writes them and draws the plots, `stale` names
-what does not fit the records.
+what does not fit the records. In Python, where the measured links of the distributed model stand,
+the markers are `# report:NAME` and `# /report`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import json
 import re
 import statistics
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cells import Cell, size_label
+from .client_report import BLOCKS as CLIENT_BLOCKS
+from .client_report import ClientRecords
+from .markdown import markdown_table as _table
+from .markdown import paragraph as _paragraph
 from .published import FLOOR_AND_BEST
 from .results import Entry, Results, ResultsError
 from .targets import judge
@@ -27,14 +31,16 @@ from .targets import judge
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOCUMENTS = ("README.md", "docs/*.md")
+DOCUMENTS = ("README.md", "docs/*.md", "gvr_topk/distributed/model.py")
 IMAGES = "docs/images"
 _GRID, _ISSUE, _DEMO, _TESTS = (
     f"benchmarks/results/h200-{name}.json" for name in ("grid", "issue", "demo", "tests")
 )
+_TWO_GPU_TESTS = "benchmarks/results/h200x2-tests.json"
 _TRACE = "gvr_topk/data/trace_A_layer6_cut.safetensors"
 _BLOCK = re.compile(
-    r"(?P<open>^<!-- report:(?P<name>[\w-]+) -->\n)(?P<text>.*?)(?P<close>^<!-- /report -->)",
+    r"(?P<open>^(?:<!--|#) report:(?P<name>[\w-]+)(?: -->)?\n)"
+    r"(?P<text>.*?)(?P<close>^(?:<!--|#) /report)",
     re.DOTALL | re.MULTILINE,
 )
 _WORTH_NAMING = 10.0  # per cent
@@ -63,6 +69,10 @@ class Records:
     @cached_property
     def tests(self) -> dict[str, Any]:
         return _json(self.root / _TESTS)
+
+    @cached_property
+    def clients(self) -> ClientRecords:
+        return ClientRecords(self.root)
 
     def digest(self, sources: Iterable[str]) -> str:
         """sha256 over the bytes of these files."""
@@ -125,7 +135,9 @@ def stale(root: Path) -> list[str]:
 
 def rendered(text: str, records: Records, path: Path) -> str:
     """A document with the text of every block."""
-    opened, closed = text.count("<!-- report:"), text.count("<!-- /report -->")
+    opened, closed = (
+        len(re.findall(f"^(?:<!--|#) {m}", text, re.M)) for m in ("report:", "/report")
+    )
     if not opened == closed == len(_BLOCK.findall(text)):
         raise ValueError(
             f"{path}: got {opened} opening and {closed} closing markers that do not pair"
@@ -159,18 +171,6 @@ def _stale_pictures(records: Records) -> list[Path]:
         if source != records.digest(picture.sources):
             found.append(path)
     return found
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *lines)]
-
-
-def _paragraph(text: str, indent: str = "") -> list[str]:
-    """Lines as long as those of the documents; `indent` continues a list item."""
-    return textwrap.wrap(
-        text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
 
 
 def _us(time: float | None) -> str:
@@ -363,7 +363,17 @@ def targets(records: Records) -> list[str]:
 
 
 def tests(records: Records) -> list[str]:
-    record = records.tests
+    return _evidence(records.tests)
+
+
+def two_gpu_tests(records: Records) -> list[str]:
+    if not (records.root / _TWO_GPU_TESTS).is_file():
+        command = f"python -m gvr_topk bench evidence --out {_TWO_GPU_TESTS} -- tests/distributed"
+        return _paragraph(f"*No record yet: `{command}` on two GPUs makes it.*")
+    return _evidence(_json(records.root / _TWO_GPU_TESTS))
+
+
+def _evidence(record: dict[str, Any]) -> list[str]:
     totals, environment = record["totals"], record["environment"]
     reasons = "; ".join(f"{count} x {reason}" for reason, count in record["skipped"].items())
     return _paragraph(
@@ -431,6 +441,11 @@ PICTURES: dict[str, Picture] = {
     "algorithm-decode": Picture((_DEMO,), _recorded_decode, _of_demo),
 }
 
+
+def _of_clients(block: Callable[[ClientRecords], list[str]]) -> Callable[[Records], list[str]]:
+    return lambda records: block(records.clients)
+
+
 BLOCKS: dict[str, Callable[[Records], list[str]]] = {
     "headline": headline,
     "conditions": conditions,
@@ -442,5 +457,7 @@ BLOCKS: dict[str, Callable[[Records], list[str]]] = {
     "warm": warm,
     "targets": targets,
     "tests": tests,
+    "two-gpu-tests": two_gpu_tests,
     "demo": demo,
+    **{name: _of_clients(block) for name, block in CLIENT_BLOCKS.items()},
 }

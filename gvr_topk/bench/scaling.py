@@ -7,19 +7,21 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from gvr_topk.distributed.model import LINKS, METHODS, Link, Shape, moved, operands, seconds
+from gvr_topk.distributed.model import METHODS, Link, Shape, moved, operands, seconds
 
-from .cells import size_label
+from .cells import KIB, size_label
+from .results import ResultsError
 
 RANKS = (8, 16, 32, 64)
+FROM_KEYS = 256 * KIB  # per rank: from here on sharded selection has to pay
 _SMALL = 1024  # bytes: below, a collective's time is its latency
 
 
-class RecordError(ValueError):
+class RecordError(ResultsError):
     """A file that is no record of the distributed benchmark, or lacks what the model needs."""
 
 
@@ -38,12 +40,15 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def times_table(record: dict[str, Any]) -> Iterator[str]:
-    """Microseconds per call, then the bytes that one rank receives."""
+    """Microseconds per call, then the bytes that one of several ranks receives."""
     names: list[str] = list(
         dict.fromkeys(r["contender"] for cell in record["cells"] for r in cell["results"])
     )
-    for title, key in (("microseconds per call", "median_us"), ("bytes received", None)):
-        yield f"{record['world']} ranks, {record['backend']}, K = {record['k']}: {title}"
+    tables = [("microseconds per call", "median_us"), ("bytes received", None)]
+    ranks = f"{record['world']} ranks" if record["world"] > 1 else "1 rank"
+    # One rank receives nothing.
+    for title, key in tables if record["world"] > 1 else tables[:1]:
+        yield f"{ranks}, {record['backend']}, K = {record['k']}: {title}"
         yield ""
         yield f"| rows x N | {' | '.join(names)} |"
         yield "|---" * (len(names) + 1) + "|"
@@ -60,6 +65,30 @@ def _figure(result: dict[str, Any] | None, key: str | None) -> str:
     if key is None:
         return f"{result['bytes_received']:,}"
     return f"{result[key]:.1f}" if result["exact"] is not False else "not exact"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """By cell: time of all-gathering the scores and selecting from them over the method's time."""
+
+    method: str
+    return_: str
+    ratios: tuple[tuple[str, float], ...]
+
+
+def verdicts(record: dict[str, Any]) -> Iterator[Verdict]:
+    """Of the cells with at least 256K keys per rank; of a compiled and a plain form the faster."""
+    for method, return_ in product(METHODS, ("global", "local")):
+        ratios = []
+        for cell in record["cells"]:
+            times = {r["contender"]: r["median_us"] for r in cell["results"] if r["exact"]}
+            own = [t for name, t in times.items() if name.startswith(f"{method}-{return_}")]
+            whole = [t for name, t in times.items() if name.startswith("gather-")]
+            if own and whole and cell["n"] // record["world"] >= FROM_KEYS:
+                label = f"{cell['rows']} x {size_label(cell['n'])}"
+                ratios.append((label, min(whole) / min(own)))
+        if ratios:
+            yield Verdict(method, return_, tuple(ratios))
 
 
 @dataclass(frozen=True)
@@ -96,7 +125,8 @@ class Inputs:
 
     @property
     def tuned_for(self) -> Link:
-        return LINKS["cuda" if self.measured["backend"] == "nccl" else "cpu"]
+        """What "threshold" chose its digits for when it was measured."""
+        return Link(**self.measured["link"])
 
     def collectives_us(self, method: str, shape: Shape) -> float:
         return 1e6 * seconds(method, shape, self.link, self.tuned_for)

@@ -47,12 +47,16 @@ class Link:
         return self.base + self.hop * log2(world) + moved(kind, size, world) / self.bandwidth
 
 
-# Only the ratio of latency to bandwidth decides between methods. Orders of magnitude; measured
-# ones come from `python -m gvr_topk.bench.distributed model RECORD.json`.
+# Only the ratio of latency to bandwidth decides between methods. `make figures` takes the numbers
+# from the records in benchmarks/results.
+# report:links
 LINKS = {
-    "cuda": Link(base=5e-6, hop=5e-6, bandwidth=100e9),
-    "cpu": Link(base=50e-6, hop=50e-6, bandwidth=1e9),
+    # orders of magnitude, not measured
+    "cuda": Link(base=5e-06, hop=5e-06, bandwidth=1e11),
+    # orders of magnitude, not measured
+    "cpu": Link(base=5e-05, hop=5e-05, bandwidth=1e9),
 }
+# /report
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ class _Call:
                 "need torch.float32, torch.bfloat16 or torch.float16"
             )
         self._check_window()
+        self._check_devices()
         placement = place(self.layout, self.comm, scores.shape[-1], scores.device)
         page = placement.page if isinstance(placement, Pages) else 1
         next_n = self.window.next_n
@@ -221,6 +222,22 @@ class _Call:
                 raise ValueError(
                     f"{name}: got shape {list(tensor.shape)}, need [{rows // next_n}] "
                     f"(rows / next_n = {rows} / {next_n})"
+                )
+
+    def _check_devices(self) -> None:
+        """Here, since where a layout asks the other ranks the kernel's own check comes too late."""
+        state = self.cache if isinstance(self.cache, Tensor | None) else self.cache.state
+        for name, tensor in (
+            ("lengths", self.window.lengths),
+            ("starts", self.window.starts),
+            ("hint", self.hint),
+            ("slots", self.slots),
+            ("cache", state),
+        ):
+            if tensor is not None and tensor.device != self.scores.device:
+                raise ValueError(
+                    f"{name}: got a tensor on {tensor.device}, "
+                    f"need the device of scores ({self.scores.device})"
                 )
 
     def facts(self, placement: Placement) -> Mapping[str, Any]:

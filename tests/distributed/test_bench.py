@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from typer.testing import CliRunner
 
-from gvr_topk.bench.distributed import app
-from gvr_topk.bench.scaling import Inputs, model_tables
+from gvr_topk.bench.distributed import Bench, Cell, app, inexact
+from gvr_topk.bench.scaling import Inputs, model_tables, times_table
 from gvr_topk.distributed.model import METHODS, Shape, operands
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,58 @@ def test_a_run_checks_every_result_and_records_what_it_sent(record: Path) -> Non
         assert result["bytes_received"] == 0 and result["median_us"] > 0
     printed = runner.invoke(app, ["table", str(record)])
     assert printed.exit_code == 0 and "| 2 x 4K |" in printed.stdout
+
+
+def test_a_wrong_answer_has_no_time(tmp_path: Path) -> None:
+    """Of every kind of answer; the last call on the first and on the last buffer counts."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        bench = Bench(torch.device("cpu"), 8, 0, 1)
+        cell = Cell(bench, 2, 64)
+        for kind, place in (("global", 0), ("local", 0), ("values", 1)):
+            right = [cell.expected(call % cell.buffers)[place].clone() for call in range(8)]
+            assert cell.is_exact(kind, right)
+            for call in (7, 8 - cell.buffers):
+                wrong = [answer.clone() for answer in right]
+                wrong[call][1, 3] += 1
+                assert not cell.is_exact(kind, wrong)
+    finally:
+        dist.destroy_process_group()
+    cell_record = {"rows": 2, "n": 64, "results": [{"contender": "x", "median_us": 5.0}]}
+    cell_record["results"][0] |= {"exact": False, "bytes_received": 0}
+    made = {"world": 1, "backend": "gloo", "k": 8, "cells": [cell_record]}
+    assert inexact(made) == ["x at 2 x 64"]
+    assert "| 2 x 64 | not exact |" in "\n".join(times_table(made))
+
+
+def test_two_ranks_are_measured_under_torchrun(tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command += ["-m", "gvr_topk.bench.distributed", "run", "--out", str(out)]
+    command += ["--rows", "1", "--size", "2048", "--k", "32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(out.read_text())
+    received = {r["contender"]: r["bytes_received"] for r in written["cells"][0]["results"]}
+    assert received["local"] == 0 and received["gather-gvr"] == 4 * 1024
+    assert received["candidates-global"] == 8 * 32 and received["threshold-local"] > 0
+    assert {r["exact"] for r in written["cells"][0]["results"]} == {None, True}
+
+
+def test_a_budget_cuts_cells_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "cut.json"
+    command = [sys.executable, "-m", "gvr_topk.bench.distributed", "run", "--out", str(out)]
+    command += ["--rows", "1", "--size", "1024", "--k", "8", "--budget", "0"]
+    environment = {**os.environ, "MASTER_PORT": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "not measured for want of time: 1 x 1024" in done.stdout
+    written = json.loads(out.read_text())
+    assert written["cells"] == []
+    assert written["skipped"] == [{"n": 1024, "rows": 1, "compiled": False}]
 
 
 def two_ranks(record: dict[str, Any]) -> dict[str, Any]:

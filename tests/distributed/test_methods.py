@@ -187,8 +187,9 @@ def test_the_model_counts_what_is_really_sent(method: str, whole: bool, ordered:
 
 
 def test_the_threshold_method_sends_the_same_for_every_k_and_world() -> None:
+    link = model.Link(base=5e-6, hop=5e-6, bandwidth=1e11)
     sizes = {
-        tuple(model.operands("threshold", model.Shape(4, k, world, whole=False)))
+        tuple(model.operands("threshold", model.Shape(4, k, world, whole=False), link))
         for k in (16, 2048, 10**6)
         for world in (2, 16, 64)
     }

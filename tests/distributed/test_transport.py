@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import product
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -64,7 +67,7 @@ def disagreements(rank: int, world: int, device: torch.device) -> list[str]:
 
     def ask(kind: str, *parts: str, n: int = N, rows: int = 2, k: int = K, **given: Any) -> None:
         dtype = given.pop("dtype", torch.float32)
-        scores = torch.zeros(rows, n, dtype=dtype)
+        scores = torch.zeros((), dtype=dtype).expand(rows, n)  # n may be more than fits
         got = raised(lambda: sharded.topk(scores, k, check=True, **given))
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, got)
@@ -81,6 +84,13 @@ def disagreements(rank: int, world: int, device: torch.device) -> list[str]:
     ask("ValueError", "return_", return_="local" if odd else "global")
     lengths = torch.tensor([N, 8 if odd else 9])
     ask("ValueError", "lengths: got [300, 9] on ranks 0, 2, [300, 8] on rank 1", lengths=lengths)
+    ask("ValueError", "starts: got None on ranks 0, 2", starts=lengths - 8 if odd else None)
+    ask("ValueError", "sorted: got True on ranks 0, 2", sorted=not odd)
+    ask("ValueError", "next_n: got 1 on ranks 0, 2, 2 on rank 1", next_n=2 if odd else 1)
+    ask("ValueError", "compress_ratio: got 1 on ranks 0, 2", compress_ratio=4 if odd else 1)
+    ask("ValueError", "window: got global on ranks 0, 2", window="local" if odd else "global")
+    wide = {"rows": 1, "n": 2**30}
+    ask("ValueError", "need fewer than 2^31 in all", **wide)
     # A rank that fails before any data moves: in its arguments, or in its local selection.
     ask("TypeError", "rank 1 failed", "torch.float64", dtype=torch.float64 if odd else half)
     hint = torch.zeros(2, 4, dtype=torch.int64 if odd else torch.int32)
@@ -94,6 +104,26 @@ def disagreements(rank: int, world: int, device: torch.device) -> list[str]:
 
 def test_debug_mode_gives_the_same_error_on_every_rank() -> None:
     run_ranks(disagreements, 3)
+
+
+def one_fails_alone(rank: int, world: int, device: torch.device) -> list[str]:
+    """Without debug mode the rank that fails says why, and the others end with the timeout."""
+    found = []
+    for method in METHODS:
+        group = dist.new_group(timeout=timedelta(seconds=2))
+        given = {"k": 0 if rank == 1 else K, "group": group, "method": method, "check": False}
+        begin = monotonic()
+        got = raised(lambda given=given: sharded.topk(torch.zeros(2, N), **given))
+        if rank == 1:
+            found += difference_of(got, "ValueError", "k: got 0, need 1 <= k")
+        elif got[0] == "nothing" or monotonic() - begin > 30:
+            found.append(f"{method}: {got} after {monotonic() - begin:.0f} s")
+        dist.barrier()
+    return found
+
+
+def test_a_rank_that_fails_without_debug_mode_leaves_the_others_to_the_timeout() -> None:
+    run_ranks(one_fails_alone, 2)
 
 
 def test_debug_mode_can_be_had_from_the_environment(
@@ -121,6 +151,7 @@ def _recorder(asked: list[int], real: Callable[..., Any]) -> Callable[..., Any]:
     return record
 
 
+AWAY = torch.zeros(2, dtype=torch.int32, device="meta")
 BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "scores: got list", {"scores": [1.0]}),
     (TypeError, "scores: got dtype torch.int32", {"scores": torch.zeros(1, 4, dtype=torch.int32)}),
@@ -146,6 +177,15 @@ BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "cache: got str", {"cache": "mine"}),
     (ValueError, "slots: got a tensor without a cache", {"slots": torch.zeros(2).int()}),
     (ValueError, "k: got 2, need 3", {"cache": gvr_topk.TopKCache(1, 2, 3)}),
+    (ValueError, "lengths: got a tensor on meta, need the device of scores", {"lengths": AWAY}),
+    (ValueError, "starts: got a tensor on meta", {"starts": AWAY}),
+    (ValueError, "hint: got a tensor on meta", {"hint": torch.empty(2, 2, device="meta").int()}),
+    (
+        ValueError,
+        "slots: got a tensor on meta",
+        {"slots": AWAY, "cache": gvr_topk.TopKCache(1, 2, 2)},
+    ),
+    (ValueError, "cache: got a tensor on meta", {"cache": torch.empty(1, device="meta").int()}),
     (
         ValueError,
         "hint: got a tensor beside a cache",
@@ -287,18 +327,22 @@ def test_a_sharded_call_compiles_whole() -> None:
 def captured(rank: int, world: int, device: torch.device) -> list[str]:
     """A CUDA graph of a call is right after data and lengths have changed."""
     found = []
-    for cut in (contiguous([N] * world), interleaved(world, N * world, 1)):
+    cuts = (contiguous([N] * world), interleaved(world, N * world, 1))
+    for cut, return_ in product(cuts, ("global", "local")):
         for method in METHODS:
             scores = torch.zeros(2, N, device=device)
             lengths = torch.zeros(2, dtype=torch.int64, device=device)
 
             def call(
-                method: str = method,
+                method: Any = method,
+                return_: Any = return_,
                 scores: Tensor = scores,
                 lengths: Tensor = lengths,
                 layout: Any = cut.layout,
             ) -> gvr_topk.TopKResult:
-                return sharded.topk(scores, K, layout=layout, lengths=lengths, method=method)
+                return sharded.topk(
+                    scores, K, layout=layout, lengths=lengths, method=method, return_=return_
+                )
 
             side = torch.cuda.Stream()
             with torch.cuda.stream(side):
@@ -316,8 +360,13 @@ def captured(rank: int, world: int, device: torch.device) -> list[str]:
                 lengths.copy_(given["lengths"])
                 graph.replay()
                 torch.cuda.synchronize()
-                if problem := difference_of_whole(case, result, expected(case, whole)):
-                    found.append(f"{method}, {case}: {problem}")
+                answer = expected(case, whole)
+                if return_ == "global":
+                    problem = difference_of_whole(case, result, answer)
+                else:
+                    problem = difference_of_part(case, rank, result, answer)
+                if problem:
+                    found.append(f"{method}, {return_}, {case}: {problem}")
     return found
 
 

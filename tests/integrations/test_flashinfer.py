@@ -179,6 +179,15 @@ def test_bad_input_is_one_clear_error(device: str) -> None:
         (varlen, {"pre_idx": lengths.float()}, TypeError, "hint: got dtype"),
         (varlen, {"out_indices": out[:2]}, ValueError, "indices: got shape"),
     ]
+    far, where = lengths.to("meta"), "got a tensor on meta, need the device of the scores"
+    calls += [
+        (paged, {"lengths": far}, ValueError, f"lengths: {where}"),
+        (paged, {"row_to_batch": far}, ValueError, f"row_to_batch: {where}"),
+        (paged, {"src_page_table": pages.to("meta")}, ValueError, f"src_page_table: {where}"),
+        (paged, {"out_raw_indices": out.to("meta")}, ValueError, "need .* device"),
+        (ragged, {"offsets": far}, ValueError, f"offsets: {where}"),
+        (varlen, {"seq_lens": far}, ValueError, "need .* device"),
+    ]
     for call, changes, error, message in calls:
         with pytest.raises(error, match=message):
             call(**changes)

@@ -114,6 +114,13 @@ def test_bad_input_is_one_clear_error(device: str) -> None:
         (fused, (score, lengths, pages, bounds[:2], K), ValueError, "cu_seqlens_q: got shape"),
         (ragged, (score, lengths, lengths[:1], K), ValueError, "topk_indices_offset: got shape"),
     ]
+    far, where = lengths.to("meta"), "got a tensor on meta, need the device of the scores"
+    calls += [
+        (v2, (score, far, K), ValueError, f"lengths: {where}"),
+        (v2, (score, lengths, K, far), ValueError, f"row_starts: {where}"),
+        (fused, (score, lengths, pages.to("meta"), bounds, K), ValueError, f"_1: {where}"),
+        (ragged, (score, lengths, far, K), ValueError, f"topk_indices_offset: {where}"),
+    ]
     for call, arguments, error, message in calls:
         with pytest.raises(error, match=message):
             call(*arguments)

@@ -133,6 +133,13 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(device: str) -> Non
         (vllm.persistent_topk, (logits, lengths, out, None, 5, N), ValueError, "output: got shape"),
         (vllm.persistent_topk, (logits, lengths, out, None, K, -1), ValueError, "max_seq_len: got"),
     ]
+    far, where = lengths.to("meta"), "got a tensor on meta, need the device of the scores"
+    calls += [
+        (decode, (logits, 1, far, out, 4, N, 1, K), ValueError, f"seq_lens: {where}"),
+        (prefill, (logits, lengths, far, out, 4, N, 1, K), ValueError, f"cu_seqlen_ke: {where}"),
+        (vllm.persistent_topk, (logits, far, out, None, K, N), ValueError, f"lengths: {where}"),
+        (decode, (logits, 1, lengths, out.to("meta"), 4, N, 1, K), ValueError, "need .* device"),
+    ]
     for call, arguments, error, message in calls:
         with pytest.raises(error, match=message):
             call(*arguments)

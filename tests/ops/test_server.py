@@ -13,6 +13,7 @@ from generators import make_rows
 from oracle import assert_exact, exact_answer
 from torch import Tensor
 
+import gvr_topk
 from gvr_topk import TopKCache
 from gvr_topk.stats import COLUMNS
 
@@ -405,6 +406,28 @@ def test_bad_calls_are_named_and_change_nothing(number: int, device: str) -> Non
     assert torch.equal(cache.state, before)
 
 
+def test_a_tensor_on_the_meta_device_is_an_error_and_no_answer(device: str) -> None:
+    """A call with one meta tensor goes to the operators' fakes, whose results hold anything."""
+    cache = TopKCache(1, 2, K, device=device)
+    scores = make_rows("normal", 2, N, K, device=device)
+    elsewhere = torch.zeros(2, dtype=torch.int32, device="meta")
+    hint, out = torch.zeros(2, K, dtype=torch.int32, device="meta"), torch.zeros(2, K).int()
+    calls: list[Callable[[], Any]] = [
+        lambda: cache.step(torch.empty(2, N, device="meta"), 0),
+        lambda: cache.step(scores, 0, elsewhere),
+        lambda: cache.step_kv(scores, 0, None, elsewhere),
+        lambda: cache.step_difference(scores, 0, elsewhere),
+        lambda: gvr_topk.topk(scores, K, hint=hint),
+        lambda: gvr_topk.topk_indices(scores, K, lengths=elsewhere),
+        lambda: gvr_topk.topk_indices(scores, K, lengths=elsewhere, out=out.to(device)),
+        lambda: gvr_topk.topk_kv(scores, K, offsets=elsewhere),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^\w+: got .*need"):
+            call()
+    assert not bool(cache.state.any())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_cache_on_another_device_is_named() -> None:
     for home, away in (("cuda", "cpu"), ("cpu", "cuda")):
@@ -413,6 +436,19 @@ def test_a_cache_on_another_device_is_named() -> None:
         for step in (cache.step, cache.step_kv, cache.step_difference):
             with pytest.raises(ValueError, match=r"^scores: got .*need the device of the cache"):
                 step(scores, 0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+@pytest.mark.parametrize("home, away", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_a_cache_on_the_other_of_two_gpus_is_named(home: str, away: str) -> None:
+    cache = TopKCache(1, 2, K, device=home)
+    scores = make_rows("normal", 2, N, K, device=away)
+    for step in (cache.step, cache.step_kv, cache.step_difference):
+        with pytest.raises(ValueError, match=r"^scores: got .*need the device of the cache"):
+            step(scores, 0)
+    with pytest.raises(ValueError, match=r"^slots: got .*need"):
+        cache.step(scores.to(home), 0, torch.tensor([0, 1], device=away))
+    assert not bool(cache.state.any())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
