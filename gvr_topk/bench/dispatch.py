@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from .results import Entry, Results
 
+_TAKES_NO_HINT = "resident"
 _SWEPT = re.compile(r"(?P<name>.+)\[ctas_per_row=(?P<ctas>\d+)\]")
 
 
@@ -72,6 +73,9 @@ def _choices(entry: Entry) -> Iterator[Choice]:
         swept = _SWEPT.fullmatch(contender)
         if swept is not None:
             algorithm, _, without = swept["name"].partition("-")
-            yield Choice(algorithm, not without, int(swept["ctas"]), time)
+            # Where an algorithm does not fit a shape, another answers: that one has its own line.
+            if entry.plan(contender).get("family", algorithm) == algorithm:
+                hinted = not without and algorithm != _TAKES_NO_HINT
+                yield Choice(algorithm, hinted, int(swept["ctas"]), time)
         elif contender == "radix":
             yield Choice("radix", False, 1, time)

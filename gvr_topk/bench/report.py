@@ -350,13 +350,14 @@ def targets(records: Records) -> list[str]:
     for results in (records.issue, records.grid):
         for verdict in judge(results):
             sign = "at most" if verdict.at_most else "at least"
+            worst = verdict.worst if verdict.judged else None
             lines.append(
                 [
                     f"{verdict.name} ({results.header['suite']})",
                     f"{sign} {verdict.need:g}{verdict.unit}",
-                    f"{verdict.worst.ratio:.2f}{verdict.unit}, {verdict.worst.label}",
-                    f"{verdict.cells_passed} of {len(verdict.measured)}",
-                    "pass" if verdict.passed else "**falls short**",
+                    f"{verdict.shown(worst)}, {worst.label}" if worst else verdict.note,
+                    f"{verdict.cells_passed} of {len(verdict.measured)}" if worst else "",
+                    verdict.outcome if verdict.passed else f"**{verdict.outcome}**",
                 ]
             )
     return _table(["target", "need", "worst cell", "cells that hold", "verdict"], lines)
