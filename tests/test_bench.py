@@ -300,6 +300,8 @@ def test_a_hint_need_not_pay_where_the_row_stays_on_the_chip_and_auto_ignores_it
     assert note in verdict.note and bool(note) == bool(verdict.note)
     code, output = invoke("targets", tmp_path / "r.json")
     assert code == 0 and outcome in output
+    told = json.loads(invoke("targets", tmp_path / "r.json", "--json")[1])
+    assert [t["outcome"] for t in told if t["target"] == PAYS] == [outcome]
 
 
 def test_a_ratio_that_just_fails_is_not_shown_as_what_is_needed() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cells import ADVERSARIAL_DATA, DTYPES, HOSTILE_HINTS, KIB, LONGEST_TRACE, Cell
 from .published import FLOOR_AND_BEST, PRODUCTION_RADIX_US, best_multiple
@@ -60,6 +60,17 @@ class Verdict:
         if not self.judged:
             return "not judged"
         return "pass" if self.passed else "falls short"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.name,
+            "need": self.need,
+            "at_most": self.at_most,
+            "unit": self.unit,
+            "outcome": self.outcome,
+            "note": self.note,
+            "cells": [{"cell": label, "ratio": round(ratio, 4)} for label, ratio in self.measured],
+        }
 
     @property
     def cells_passed(self) -> int:
