@@ -373,6 +373,21 @@ def test_decisions_name_the_fastest_exact_choice(tmp_path: Path) -> None:
     assert len(decisions(Results.load(path))) == 1
 
 
+def test_a_kernel_that_did_not_answer_is_no_choice(tmp_path: Path) -> None:
+    path = tmp_path / "dispatch.json"
+    times = {"auto": 5.0, "resident[ctas_per_row=1]": 3.0, "resident[ctas_per_row=8]": 5.0}
+    entry = _entry(Cell(1, 64 * KIB, 2048), **times)
+    for result, name in zip(entry["results"], times, strict=True):
+        result["contender"] = name
+    plans = (("resident", 8), ("stream", 1), ("resident", 8))
+    for result, (family, ctas) in zip(entry["results"], plans, strict=True):
+        result["plan"] = {"family": family, "ctas_per_row": ctas, "hint": "ignored"}
+    _verdicts("dispatch", path, entry)
+    (decision,) = decisions(Results.load(path))
+    assert str(decision.best) == decision.taken == "resident, 8 CTAs, no hint"
+    assert decision.regret == 1.0
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": [], "schema": 99}'])
 def test_unreadable_record_is_one_line_and_exit_code_2(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.json"

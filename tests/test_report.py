@@ -11,7 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 from gvr_topk.bench.cli import app
-from gvr_topk.bench.report import BLOCKS, IMAGES, PICTURES, Records, refresh, rendered, stale
+from gvr_topk.bench.report import (
+    BLOCKS,
+    IMAGES,
+    PICTURES,
+    Records,
+    record_file,
+    refresh,
+    rendered,
+    stale,
+)
 
 pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[1]
@@ -94,6 +103,25 @@ def test_a_hint_that_pays_is_not_said_to_be_worth_little(checkout: Path) -> None
             times["auto"]["median_us"] = factor * times["auto-nohint"]["median_us"]
         path.write_text(json.dumps(record))
         assert verdict in "\n".join(BLOCKS["hint-worth"](Records(checkout)))
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_the_report_says_how_often_auto_ignores_its_hint_if_the_records_do(
+    checkout: Path, said: bool
+) -> None:
+    for suite in ("grid", "dispatch"):
+        path = checkout / record_file(suite)
+        record = json.loads(path.read_text())
+        for entry in record["cells"]:
+            for result in entry["results"]:
+                result.pop("plan", None)
+                if said and result["contender"] == "auto":
+                    hint = "used" if entry["cell"]["rows"] == 512 else "ignored"
+                    result["plan"] = {"family": "stream", "ctas_per_row": 1, "hint": hint}
+        path.write_text(json.dumps(record))
+    text = " ".join(BLOCKS["hint-choice"](Records(checkout)))
+    assert ("ignores the hint that it is given in 90 of the 108 cells" in text) == said
+    assert ("does not say" in text) != said
 
 
 @pytest.mark.parametrize(
