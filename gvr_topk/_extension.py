@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,21 @@ def mismatches(build: dict[str, Any]) -> list[str]:
     return found
 
 
+def cut_short(library: Path) -> str:
+    """Says so where an ELF file ends before its section table: loading it kills the process."""
+    size = library.stat().st_size
+    with library.open("rb") as file:
+        header = file.read(64)
+    if header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian; the loader names all else
+        return ""
+    if len(header) < 64:
+        return f"{library.name} ends after {size} bytes"
+    table = struct.unpack_from("<Q", header, 40)[0]
+    entry, entries = struct.unpack_from("<HH", header, 58)
+    needed = table + entry * entries
+    return f"{library.name} ends after {size} of {needed} bytes" if size < needed else ""
+
+
 def _minor(version: str) -> list[str]:
     return version.split(".")[:2]
 
@@ -59,6 +76,9 @@ def load() -> None:
     found = mismatches(build_info())
     if found:
         raise ImportError(f"gvr_topk: the extension does not fit: {'; '.join(found)}. {REBUILD}")
+    library = Path(__file__).with_name("_C" + EXTENSION_SUFFIXES[0])
+    if library.is_file() and (damage := cut_short(library)):
+        raise ImportError(f"gvr_topk: the extension is damaged: {damage}. {REBUILD}")
     try:
         from gvr_topk import _C  # noqa: F401
     # RuntimeError: torch refuses a second library that registers the same operators.

@@ -19,17 +19,19 @@ from gvr_topk._C import get_tuning
 from gvr_topk.bench import exact, floor
 from gvr_topk.bench.cells import KIB, SUITES, Cell, Suite, suite_named
 from gvr_topk.bench.cli import app
-from gvr_topk.bench.contenders import REGISTRY, Contender, of_suite
+from gvr_topk.bench.contenders import REGISTRY, Contender, of_suite, plan_of
 from gvr_topk.bench.dispatch import decisions
 from gvr_topk.bench.environment import source_hash
 from gvr_topk.bench.evidence import gather, succeeded
 from gvr_topk.bench.published import FLOOR_AND_BEST, best_multiple
 from gvr_topk.bench.results import Results
 from gvr_topk.bench.runner import Runner, failures, without_folder
-from gvr_topk.bench.targets import Verdict, judge
+from gvr_topk.bench.targets import Measured, Verdict, judge
 from gvr_topk.bench.workload import Recordings, build_pool, make_case, make_hint
+from gvr_topk.plan import H200, plan
 from gvr_topk.reference import topk_reference
 
+PAYS = "the hint pays: none over real, N >= 256K or rows x N >= 8M"
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -237,29 +239,87 @@ def _entry(cell: Cell, **times: float) -> dict[str, Any]:
     return {"cell": asdict(cell), "label": cell.label, "overlap": None, "results": results}
 
 
-def _verdicts(path: Path, *entries: dict[str, Any], device: str = "cuda") -> dict[str, Verdict]:
-    header = {"schema": 1, "suite": "issue", "device": device, "cells": list(entries)}
-    path.write_text(json.dumps(header))
+def _verdicts(suite: str, path: Path, *entries: dict[str, Any]) -> dict[str, Verdict]:
+    environment = {"gpu": None, "cpu": "a CPU", "torch": "2", "source_sha256": "", "date": "today"}
+    record = {"schema": 1, "suite": suite, "device": "cpu", "environment": environment}
+    path.write_text(json.dumps({**record, "cells": list(entries)}))
     return {verdict.name: verdict for verdict in judge(Results.load(path))}
 
 
 def test_targets_take_the_worst_cell(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
     one, batch = Cell(1, 64 * KIB, 2048), Cell(64, 128 * KIB, 2048)
-    found = _verdicts(
-        tmp_path / "r.json",
+    entries = (
         _entry(one, floor=3.0, auto=6.0, gvr=30.0, radix=60.0, auto_nohint=6.6),
         _entry(batch, floor=10.0, auto=20.0, auto_nohint=30.0),
     )
+    found = _verdicts("grid", path, *entries)
     small = found["aim: auto over the floor, elsewhere"]
     assert small.passed and small.worst.ratio == pytest.approx(2.0)
     large = found["aim: auto over the floor, rows x N >= 8M"]
     assert not large.passed and large.worst.label == batch.label
-    assert found["gvr over in-repo radix, 1 x 64K"].passed
-    assert not found["no hint over the real hint"].passed
-    assert found["the hint pays: none over real, N >= 256K or rows x N >= 8M"].passed
     must = found["must: multiple of the floor over that of the best known"]
     assert must.worst.ratio == pytest.approx(2.0 / (33.6 / 10.8))
-    assert "adversarial rows over random rows" not in found
+    assert _verdicts("issue", path, *entries)["gvr over in-repo radix, 1 x 64K"].passed
+    hints = _verdicts("dispatch", path, *entries)
+    assert not hints["no hint over the real hint"].passed
+    assert hints[PAYS].passed
+    assert _verdicts("adversarial", path, *entries) == {} == _verdicts("mine", path, *entries)
+
+
+def test_a_mean_is_judged_only_over_all_the_cells_that_it_speaks_of(tmp_path: Path) -> None:
+    entries = [
+        _entry(Cell(*shape, k, data="trace" if shape[1] <= 128 * KIB else "normal"),
+               floor=floor_us, auto=0.5 * best)
+        for k, cells in FLOOR_AND_BEST.items()
+        for shape, (floor_us, best) in cells.items()
+    ]  # fmt: skip
+    mean = _verdicts("grid", tmp_path / "r.json", *entries)["must: the same, all cells"]
+    assert mean.passed and mean.worst == ("geometric mean of 60 cells", pytest.approx(0.5))
+    found = _verdicts("grid", tmp_path / "r.json", *entries[:-1])
+    assert "must: the same, all cells" not in found
+    assert found["must: multiple of the floor over that of the best known"].passed
+
+
+@pytest.mark.parametrize(
+    ("family", "hint", "outcome", "note"),
+    [
+        ("resident", "ignored", "not judged", "in 1 of 1 cells; in 1 of them the row stays"),
+        ("stream", "ignored", "falls short", "in 1 of 1 cells; in 0 of them the row stays"),
+        ("stream", "used", "falls short", ""),
+    ],
+)
+def test_a_hint_need_not_pay_where_the_row_stays_on_the_chip_and_auto_ignores_it(
+    family: str, hint: str, outcome: str, note: str, tmp_path: Path
+) -> None:
+    real = Cell(1, 256 * KIB, 2048, data="normal")
+    entries = [_entry(replace(real, hint=kind), auto=9.0) for kind in ("real", "none")]
+    entries[0]["results"][0]["plan"] = {"family": family, "ctas_per_row": 16, "hint": hint}
+    verdict = _verdicts("hints", tmp_path / "r.json", *entries)[PAYS]
+    assert (verdict.outcome, verdict.passed) == (outcome, outcome == "not judged")
+    assert note in verdict.note and bool(note) == bool(verdict.note)
+    code, output = invoke("targets", tmp_path / "r.json")
+    assert code == 0 and outcome in output
+    told = json.loads(invoke("targets", tmp_path / "r.json", "--json")[1])
+    assert [t["outcome"] for t in told if t["target"] == PAYS] == [outcome]
+
+
+def test_a_ratio_that_just_fails_is_not_shown_as_what_is_needed() -> None:
+    verdict = Verdict("x", 1.1, True, (Measured("a cell", 1.1004), Measured("b", 1.2)))
+    assert [verdict.shown(m) for m in verdict.measured] == ["1.1004x", "1.20x"]
+    assert verdict.outcome == "falls short"
+
+
+def test_a_plan_in_a_record_says_kernel_ctas_and_fate_of_the_hint(recordings: Recordings) -> None:
+    cell = Cell(2, 4 * KIB, 64)
+    case = make_case(cell, build_pool(cell, 4, 64, CPU, recordings), 2, paired=False)
+    expected = plan(2, 4 * KIB, 64, has_hint=True, algorithm="stream")
+    ctas = expected.ctas_per_row
+    known = {"family": "stream", "ctas_per_row": ctas, "hint": "used"}
+    assert plan_of(case, "stream", True, H200) == known
+    assert plan_of(case, "stream", False, H200) == {**known, "hint": "none"}
+    assert plan_of(case, "resident", True, H200)["hint"] == "ignored"
+    assert REGISTRY["auto"].plan(case) is None, "on the CPU there is no such choice"
 
 
 def test_cpu_targets_compare_threads(tmp_path: Path) -> None:
@@ -269,7 +329,7 @@ def test_cpu_targets_compare_threads(tmp_path: Path) -> None:
     entries[0]["results"].append(
         {"contender": "torch.topk", "cold": {"median_us": 700.0}, "exact": True}
     )
-    found = _verdicts(tmp_path / "r.json", *entries, device="cpu")
+    found = _verdicts("cpu", tmp_path / "r.json", *entries)
     assert found["CPU, two threads over one, N 128K"].worst.ratio == pytest.approx(2.0)
     assert not found["CPU, one thread, N 128K: auto over torch.topk"].passed
 
@@ -277,8 +337,7 @@ def test_cpu_targets_compare_threads(tmp_path: Path) -> None:
 def test_monotone_target_finds_a_cliff(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     entries = [_entry(Cell(1, 64 * KIB, k), auto=t) for k, t in ((1, 5.0), (2, 9.0), (4, 6.0))]
-    path.write_text(json.dumps({"schema": 1, "suite": "dense", "device": "cuda", "cells": entries}))
-    verdict = next(v for v in judge(Results.load(path)) if v.name == "time monotone in K")
+    verdict = _verdicts("dense", path, *entries)["time monotone in K"]
     assert not verdict.passed and verdict.worst.ratio == pytest.approx(1.5)
 
 
@@ -302,7 +361,7 @@ def test_decisions_name_the_fastest_exact_choice(tmp_path: Path) -> None:
     found = decisions(Results.load(path))
     assert [(d.rows, d.n) for d in found] == [(2, 4 * KIB), (1, 8 * KIB)]
     for decision in found:
-        assert len(decision.choices) == 16 and decision.floor_us is None
+        assert len(decision.choices) == 21 and decision.floor_us is None
         assert decision.best.time_us == min(c.time_us for c in decision.choices)
         assert decision.regret == decision.auto_us / decision.best.time_us
         assert list(decision.times("stream", False)) == [1, 2, 4, 8, 16]
@@ -312,6 +371,21 @@ def test_decisions_name_the_fastest_exact_choice(tmp_path: Path) -> None:
         result["exact"] = result["contender"] not in (str(found[0].best), "auto")
     path.write_text(json.dumps(record))
     assert len(decisions(Results.load(path))) == 1
+
+
+def test_a_kernel_that_did_not_answer_is_no_choice(tmp_path: Path) -> None:
+    path = tmp_path / "dispatch.json"
+    times = {"auto": 5.0, "resident[ctas_per_row=1]": 3.0, "resident[ctas_per_row=8]": 5.0}
+    entry = _entry(Cell(1, 64 * KIB, 2048), **times)
+    for result, name in zip(entry["results"], times, strict=True):
+        result["contender"] = name
+    plans = (("resident", 8), ("stream", 1), ("resident", 8))
+    for result, (family, ctas) in zip(entry["results"], plans, strict=True):
+        result["plan"] = {"family": family, "ctas_per_row": ctas, "hint": "ignored"}
+    _verdicts("dispatch", path, entry)
+    (decision,) = decisions(Results.load(path))
+    assert str(decision.best) == decision.taken == "resident, 8 CTAs, no hint"
+    assert decision.regret == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": [], "schema": 99}'])
@@ -400,6 +474,40 @@ def test_floor_is_tried_in_several_shapes(rows: int, n: int) -> None:
     assert all((s["threads"], s["unroll"]) in floor.SHAPES for s in shapes)
 
 
+def _floor_writes(scores: Tensor, k: int, parts: int, unread: int | None = None) -> Tensor:
+    """What floor.cuh leaves; `unread`: a part that reads nothing."""
+    rows, n = scores.shape
+    written = torch.empty((rows, k), dtype=torch.int32)
+    for part in range(parts):
+        scored = scores[:, n * part // parts : n * (part + 1) // parts]
+        if part == unread:
+            scored = torch.full_like(scored, -torch.inf)
+        bits = scored.nan_to_num(-torch.inf, torch.inf, -torch.inf).amax(1).view(torch.int32).long()
+        keys = (torch.where(bits < 0, ~bits, bits | 1 << 31) & 0xFFFFFFFF)[:, None]
+        places = torch.arange(k * part // parts, k * (part + 1) // parts)
+        words = keys ^ places
+        written[:, places] = torch.where(words >= 1 << 31, words - (1 << 32), words).int()
+    return written
+
+
+@pytest.mark.parametrize("parts", [1, 4, 16])
+def test_the_check_of_the_floor_knows_both_zeros_and_misses_no_part(parts: int) -> None:
+    scores = torch.randn(6, 256)
+    scores[0] = -scores[0].abs()
+    scores[0, 7] = -0.0  # the maximum, as where small scores are rounded
+    scores[1] = -scores[1].abs()
+    scores[1, 9] = 0.0
+    scores[2, ::5] = torch.nan
+    scores[3, 200] = torch.inf
+    scores[4] = -torch.inf
+    written = _floor_writes(scores, max(parts, 3), parts)
+    assert exact.floor_read_everything(written, scores)
+    for unread in range(parts):
+        scores[5, 256 * unread // parts] = 9.0 + unread
+        written = _floor_writes(scores, max(parts, 3), parts, unread)
+        assert not exact.floor_read_everything(written, scores)
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows, n, k", [(1, KIB, 1), (3, 64 * KIB + 16, 2048), (65, 8 * KIB, 512)])
@@ -408,7 +516,5 @@ def test_floor_reads_every_score_once(dtype: torch.dtype, rows: int, n: int, k: 
         scores: Tensor = torch.randn((rows, n), device="cuda").to(dtype)
         scores[:, place] = 9.0
         for variant in floor.variants(rows, n, scores.element_size()):
-            if variant["parts"] > k:
-                continue
             written = floor.prepare(scores, k, dependent=False, **variant)()
             assert exact.floor_read_everything(written, scores), variant

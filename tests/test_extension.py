@@ -96,6 +96,18 @@ def test_a_broken_library_is_named(package: Path) -> None:
     check(session(package), "the extension does not load")
 
 
+def test_a_library_that_was_cut_short_is_an_error_and_no_crash(package: Path) -> None:
+    [library] = package.glob("*.so")
+    whole = library.read_bytes()
+    assert _extension.cut_short(library) == ""
+    library.unlink()
+    for size in (30, len(whole) // 2, len(whole) - 1):
+        library.write_bytes(whole[:size])
+        assert f"ends after {size} " in _extension.cut_short(library)
+    library.write_bytes(whole[: len(whole) // 2])
+    check(session(package), "the extension is damaged")
+
+
 def test_a_missing_torch_is_named(package: Path) -> None:
     seen = session(package, "--without-torch")
     assert seen["use"].startswith("gvr_topk: torch does not import") and REMEDY in seen["use"]

@@ -18,6 +18,7 @@ from gvr_topk.bench.report import (
     IMAGES,
     PICTURES,
     Records,
+    record_file,
     refresh,
     rendered,
     stale,
@@ -84,7 +85,7 @@ def test_a_new_record_changes_text_and_plots(checkout: Path) -> None:
     assert not any(f"{name}.png" in " ".join(found) for name in PICTURES.keys() - grid)
     assert refresh(checkout) and stale(checkout) == []
     text = (checkout / "README.md").read_text()
-    assert "4.2 us at 1 x 8K" in text and "slower in none" in text
+    assert "| 4.2 us |" in text and "in all 60 cells" in text
 
 
 def test_a_result_that_is_not_exact_has_no_number(checkout: Path) -> None:
@@ -110,6 +111,25 @@ def test_a_hint_that_pays_is_not_said_to_be_worth_little(checkout: Path) -> None
         assert verdict in "\n".join(BLOCKS["hint-worth"](Records(checkout)))
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_the_report_says_how_often_auto_ignores_its_hint_if_the_records_do(
+    checkout: Path, said: bool
+) -> None:
+    for suite in ("grid", "dispatch"):
+        path = checkout / record_file(suite)
+        record = json.loads(path.read_text())
+        for entry in record["cells"]:
+            for result in entry["results"]:
+                result.pop("plan", None)
+                if said and result["contender"] == "auto":
+                    hint = "used" if entry["cell"]["rows"] == 512 else "ignored"
+                    result["plan"] = {"family": "stream", "ctas_per_row": 1, "hint": hint}
+        path.write_text(json.dumps(record))
+    text = " ".join(BLOCKS["hint-choice"](Records(checkout)))
+    assert ("ignores the hint that it is given in 90 of the 108 cells" in text) == said
+    assert ("does not say" in text) != said
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -127,10 +147,10 @@ def test_a_bad_marker_names_the_document(text: str, message: str) -> None:
 def test_check_says_what_is_stale_and_changes_nothing(checkout: Path) -> None:
     arguments = ["report", "--root", str(checkout), "--check"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    edit(checkout / "README.md", "slower in", "slower perhaps in")
+    edit(checkout / "README.md", "* **Public kernels", "* **Some public kernels")
     result = CliRunner().invoke(app, arguments)
-    assert (result.exit_code, result.output) == (1, "README.md: block short-rows\n")
-    assert "slower perhaps in" in (checkout / "README.md").read_text()
+    assert (result.exit_code, result.output) == (1, "README.md: block public-kernels\n")
+    assert "Some public kernels" in (checkout / "README.md").read_text()
     (checkout / "benchmarks/results/h200-grid.json").unlink()
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2 and "h200-grid.json" in result.output

@@ -223,7 +223,7 @@ SUITES: dict[str, Callable[[], Suite]] = {
         device="cuda",
         warm=False,
         sweep={"ctas_per_row": (1, 2, 4, 8, 16)},
-        swept=("stream-nohint", "stream", "gvr"),
+        swept=("resident", "stream-nohint", "stream", "gvr"),
     ),
     "state": lambda: Suite(
         "TopKCache.step beside the bare operator, values beside indices",

@@ -234,6 +234,7 @@ def targets(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 when a target falls short.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print each target that the records can decide: pass or falls short, with its ratio.
 
@@ -248,8 +249,12 @@ def targets(
     with _user_errors():
         # One by one: cells of two suites may be equal and their times come from other runs.
         found = [(judge(results), results) for results in map(Results.load, files)]
-    for verdicts, results in found:
-        _console().print(tables.verdicts(verdicts, results, worst))
+    if as_json:
+        every = [(results.header["suite"], v) for verdicts, results in found for v in verdicts]
+        print(json.dumps([{"suite": suite, **verdict.to_json()} for suite, verdict in every]))
+    else:
+        for verdicts, results in found:
+            _console().print(tables.verdicts(verdicts, results, worst))
     short = any(not verdict.passed for verdicts, _ in found for verdict in verdicts)
     raise typer.Exit(1 if strict and short else 0)
 

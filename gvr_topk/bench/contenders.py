@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from . import exact, floor
 from .cells import Suite
 from .timing import Call
 from .workload import Buffer, Case
+
+if TYPE_CHECKING:
+    from gvr_topk.plan import Device
 
 Check = Callable[[Tensor, Buffer], bool]
 
@@ -31,6 +34,7 @@ class Contender:
     check: Check
     unavailable: Callable[[torch.device], str | None] = lambda device: None
     variants: Callable[[Case], list[dict[str, int]]] = lambda case: [{}]
+    plan: Callable[[Case], dict[str, Any] | None] = lambda case: None  # what the library chose
     tuning: Mapping[str, int] = field(default_factory=dict)
 
     @contextmanager
@@ -150,6 +154,35 @@ def _gvr(case: Case, *, algorithm: str, hinted: bool, values: bool = False) -> l
     return [prepare(buffer) for buffer in case.buffers]
 
 
+def _chosen(case: Case, *, algorithm: str, hinted: bool) -> dict[str, Any] | None:
+    from gvr_topk.plan import Device
+
+    return plan_of(case, algorithm, hinted, Device.of(case.device)) if case.on_gpu else None
+
+
+def plan_of(case: Case, algorithm: str, hinted: bool, device: Device) -> dict[str, Any]:
+    """What the record keeps of the plan of a call: the kernel, its CTAs, the fate of the hint."""
+    from gvr_topk.plan import plan
+
+    scores, hint = case.buffers[0].scores, case.buffers[0].hint
+    rows, n = scores.shape
+    has_hint = hinted and hint is not None
+    found = plan(
+        rows,
+        n,
+        case.cell.k,
+        dtype=scores.dtype,
+        has_hint=has_hint,
+        algorithm=algorithm,
+        device=device,
+    )
+    return {
+        "family": found.family,
+        "ctas_per_row": found.ctas_per_row,
+        "hint": ("used" if found.use_hint else "ignored") if has_hint else "none",
+    }
+
+
 def _step(case: Case, *, values: bool) -> list[Call]:
     """One cache layer per pair: its slots see a step and the one before in turns."""
     from gvr_topk import TopKCache
@@ -172,6 +205,7 @@ def _ours(name: str, algorithm: str, *, hinted: bool = True, values: bool = Fals
         functools.partial(_gvr, algorithm=algorithm, hinted=hinted, values=values),
         _tie_rule,
         _load_extension,
+        plan=functools.partial(_chosen, algorithm=algorithm, hinted=hinted),
     )
 
 
@@ -198,6 +232,7 @@ REGISTRY: dict[str, Contender] = {
         _ours("auto", "auto"),
         _ours("auto-nohint", "auto", hinted=False),
         _ours("gvr", "gvr"),
+        _ours("resident", "resident", hinted=False),
         _ours("stream", "stream"),
         _ours("stream-nohint", "stream", hinted=False),
         _ours("radix", "radix", hinted=False),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from .results import Entry, Results
 
+_TAKES_NO_HINT = "resident"
 _SWEPT = re.compile(r"(?P<name>.+)\[ctas_per_row=(?P<ctas>\d+)\]")
 
 
@@ -21,8 +22,7 @@ class Choice(NamedTuple):
     time_us: float
 
     def __str__(self) -> str:
-        hint = "with hint" if self.hint else "no hint"
-        return f"{self.algorithm}, {self.ctas_per_row} CTAs, {hint}"
+        return _words(self.algorithm, self.ctas_per_row, self.hint)
 
 
 class Decision(NamedTuple):
@@ -34,6 +34,7 @@ class Decision(NamedTuple):
     auto_us: float
     floor_us: float | None
     choices: tuple[Choice, ...]
+    taken: str  # what auto did, where the record says so
 
     @property
     def best(self) -> Choice:
@@ -60,8 +61,19 @@ def decisions(results: Results) -> list[Decision]:
         auto, choices = entry.time("auto"), tuple(_choices(entry))
         if auto is not None and choices:
             cell = entry.cell
-            found.append(Decision(cell.rows, cell.n, cell.k, auto, entry.time("floor"), choices))
+            floor, taken = entry.time("floor"), _taken(entry)
+            found.append(Decision(cell.rows, cell.n, cell.k, auto, floor, choices, taken))
     return found
+
+
+def _taken(entry: Entry) -> str:
+    plan = entry.plan("auto")
+    return _words(plan["family"], plan["ctas_per_row"], plan["hint"] == "used") if plan else ""
+
+
+def _words(algorithm: str, ctas_per_row: int, hint: bool) -> str:
+    ctas = f"{ctas_per_row} CTA{'s' * (ctas_per_row > 1)}"
+    return f"{algorithm}, {ctas}, {'with hint' if hint else 'no hint'}"
 
 
 def _choices(entry: Entry) -> Iterator[Choice]:
@@ -72,6 +84,9 @@ def _choices(entry: Entry) -> Iterator[Choice]:
         swept = _SWEPT.fullmatch(contender)
         if swept is not None:
             algorithm, _, without = swept["name"].partition("-")
-            yield Choice(algorithm, not without, int(swept["ctas"]), time)
+            # Where an algorithm does not fit a shape, another answers: that one has its own line.
+            if entry.plan(contender).get("family", algorithm) == algorithm:
+                hinted = not without and algorithm != _TAKES_NO_HINT
+                yield Choice(algorithm, hinted, int(swept["ctas"]), time)
         elif contender == "radix":
             yield Choice("radix", False, 1, time)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 _NAN_KEY = 0x7FFFFFFF
+_SIGN = 1 << 31
+_NEGATIVE_ZERO = -1  # key of -0.0 where it is told from 0.0
 _CHUNK = 1 << 25  # scores ranked at a time: 256 MB of keys
 
 
@@ -60,10 +62,11 @@ def same_values(indices: Tensor, scores: Tensor, expected: Tensor) -> bool:
 def floor_read_everything(written: Tensor, scores: Tensor) -> bool:
     """The floor kernel writes (key of the maximum of a part) xor (position): undo it.
 
-    Its maximum is that of fmaxf, which passes NaN over.
+    Its maximum is that of fmaxf, which passes NaN over. It knows two zeros, whose keys are
+    neighbours; `score_keys` knows one.
     """
     scores = torch.where(scores.isnan(), -torch.inf, scores)
     positions = torch.arange(written.shape[1], device=written.device, dtype=torch.int32)
-    best = ((written ^ positions).long() & 0xFFFFFFFF).amax(1)
-    signed = (score_keys(scores.amax(1)) + 0x80000000) & 0xFFFFFFFF
-    return bool(torch.equal(best, signed))
+    keys = ((written ^ positions).long() & 0xFFFFFFFF) - _SIGN
+    keys[keys == _NEGATIVE_ZERO] = 0
+    return bool(torch.equal(keys.amax(1), score_keys(scores.amax(1))))

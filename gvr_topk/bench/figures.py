@@ -1,16 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of the documentation about one recorded row and one recorded decode."""
+"""Figures of the documentation that are no plot of one suite: two suites, a row, a decode."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from .cells import size_label
+from .plots import microseconds
+from .results import Entry, Results, ResultsError
+
 _GREY, _BLUE, _ORANGE = "0.75", "C0", "C1"
+
+
+_HOSTILE_PLACE = -0.18  # left of an overlap of 0
+_ALGORITHMS = {
+    "gvr": ("C1", "s", "gvr: the paper's algorithm"),
+    "stream": ("C2", "^", "stream"),
+    "auto": (_BLUE, "o", "auto: gvr_topk as it is called"),
+}
+
+
+def paper_and_ours(dispatch: Results, hints: Results) -> Figure:
+    """The paper's algorithm beside ours: over N (above), over the overlap of the hint (below)."""
+    batches, shapes = (1, 64, 512), ((1, 64), (64, 64), (64, 1024))  # rows; rows, N / 1024
+    figure, (above, below) = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
+    for axis, rows in zip(above, batches, strict=True):
+        _over_n(axis, [e for e in dispatch.entries if e.cell.rows == rows])
+        axis.set_title(f"{rows} row{'s' * (rows > 1)}, real hint")
+    for axis, (rows, kib) in zip(below, shapes, strict=True):
+        _over_overlap(
+            axis, [e for e in hints.entries if (e.cell.rows, e.cell.n) == (rows, 1024 * kib)]
+        )
+        axis.set_title(f"{rows} x {size_label(1024 * kib)}, hints of every overlap")
+    for axes in (above, below):
+        axes[0].set_ylabel("us per call, cold L2")
+    handles, labels = below[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, fontsize=9, loc="outside upper center")
+    return figure
+
+
+def _over_n(axis: Axes, entries: list[Entry]) -> None:
+    entries = sorted(entries, key=lambda e: e.cell.n)
+    sizes = [e.cell.n for e in entries]
+    for name, (colour, mark, _) in _ALGORITHMS.items():
+        times = [_best_time(entry, name) for entry in entries]
+        axis.plot(sizes, times, mark, ls="-", ms=5, color=colour)
+    axis.plot(sizes, [_time(e, "floor") for e in entries], color="0.6", lw=1)
+    axis.set(xscale="log", xlabel="N, scores per row")
+    axis.set_xticks(sizes, [size_label(n) for n in sizes])
+    axis.minorticks_off()
+    microseconds(axis)
+    axis.grid(alpha=0.3)
+
+
+def _time(entry: Entry, name: str) -> float:
+    """nan, which leaves a gap, where there is no exact result."""
+    time = entry.time(name)
+    return math.nan if time is None else time
+
+
+def _best_time(entry: Entry, name: str) -> float:
+    """With the number of CTAs per row that suits the shape best."""
+    if name == "auto":
+        return _time(entry, name)
+    times = [entry.time(found) for found in entry.results if found.startswith(f"{name}[")]
+    return min((time for time in times if time is not None), default=math.nan)
+
+
+def _over_overlap(axis: Axes, entries: list[Entry]) -> None:
+    made = sorted(
+        (e for e in entries if e.cell.hint.startswith("overlap:")), key=lambda e: e.overlap or 0.0
+    )
+    at = {e.cell.hint: e for e in entries}
+    if not made or not {"real", "none"} <= at.keys():
+        raise ResultsError("the hints record lacks a real hint, none, or hints of a given overlap")
+    shares = [e.overlap or 0.0 for e in made]
+    for name, (colour, mark, label) in _ALGORITHMS.items():
+        axis.plot(
+            shares, [_time(e, name) for e in made], mark, ls="-", ms=5, color=colour, label=label
+        )
+        if (none := at["none"].time(name)) is not None:
+            axis.axhline(none, color=colour, lw=1, ls="--")
+        axis.plot(
+            at["real"].overlap or 0.0,
+            _time(at["real"], name),
+            "*",
+            ms=13,
+            color=colour,
+            mec="black",
+        )
+        worst = max((e for e in entries), key=lambda e: e.time(name) or 0.0)
+        axis.plot(_HOSTILE_PLACE, _time(worst, name), "x", ms=8, mew=2, color=colour)
+    axis.plot(shares, [_time(e, "floor") for e in made], color="0.6", lw=1, label="floor")
+    axis.plot([], [], "*", ms=11, color="0.8", mec="black", label="the step before, a real hint")
+    axis.plot([], [], "--", color="0.4", label="no hint")
+    axis.plot([], [], "x", ms=8, mew=2, color="0.4", label="the most hostile hint")
+    axis.set(
+        xlabel="overlap: share of the answer that the hint holds",
+        xlim=(_HOSTILE_PLACE - 0.08, 1.05),
+    )
+    axis.set_xticks(
+        [_HOSTILE_PLACE, 0, 0.25, 0.5, 0.75, 1], ["hostile", "0", "0.25", "0.5", "0.75", "1"]
+    )
+    microseconds(axis)
+    axis.grid(alpha=0.3)
 
 
 def row(scores: Tensor, k: int, survivors: int) -> Figure:

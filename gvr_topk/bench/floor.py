@@ -68,7 +68,13 @@ def variants(rows: int, n: int, itemsize: int) -> list[dict[str, int]]:
 def prepare(
     scores: Tensor, k: int, *, parts: int, threads: int, unroll: int, dependent: bool
 ) -> Callable[[], Tensor]:
+    """One call of the floor kernel; int32 [rows, max(k, parts)].
+
+    A part leaves its maximum in its share of the integers. Fewer integers than parts would leave
+    some parts without a trace, and nobody could tell whether they had read theirs.
+    """
     rows, n = scores.shape
+    k = max(k, parts)
     indices = torch.empty((rows, k), dtype=torch.int32, device=scores.device)
     launch = _library().gvr_bench_floor
     arguments = (

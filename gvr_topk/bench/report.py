@@ -12,29 +12,33 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cells import Cell, size_label
+from .blocks import BLOCKS as BENCHMARK_BLOCKS
 from .client_report import BLOCKS as CLIENT_BLOCKS
 from .client_report import ClientRecords
-from .markdown import markdown_table as _table
-from .markdown import paragraph as _paragraph
-from .published import FLOOR_AND_BEST
-from .results import Entry, Results, ResultsError
-from .targets import judge
+from .results import Results, ResultsError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOCUMENTS = ("README.md", "docs/*.md", "gvr_topk/distributed/model.py")
 IMAGES = "docs/images"
-_GRID, _ISSUE, _DEMO, _TESTS = (
-    f"benchmarks/results/h200-{name}.json" for name in ("grid", "issue", "demo", "tests")
+# Every suite that the documentation shows, in the order of its targets.
+SUITES = (
+    "grid",
+    "issue",
+    "short",
+    "hints",
+    "dispatch",
+    "adversarial",
+    "dtypes",
+    "dense",
+    "state",
 )
 _TWO_GPU_TESTS = "benchmarks/results/h200x2-tests.json"
 _TRACE = "gvr_topk/data/trace_A_layer6_cut.safetensors"
@@ -43,9 +47,19 @@ _BLOCK = re.compile(
     r"(?P<text>.*?)(?P<close>^(?:<!--|#) /report)",
     re.DOTALL | re.MULTILINE,
 )
-_WORTH_NAMING = 10.0  # per cent
-_NAMES = {"auto": "gvr_topk"}
-_HEADLINE = ((1, 64), (1, 1024), (16, 128), (64, 64), (128, 1024), (512, 64))  # rows, N / 1024
+
+
+def record_file(name: str) -> str:
+    return f"benchmarks/results/h200-{name}.json"
+
+
+_DEMO = record_file("demo")
+
+
+@cache
+def _drawing_code() -> bytes:
+    folder = Path(__file__).parent
+    return b"".join((folder / name).read_bytes() for name in ("plots.py", "figures.py"))
 
 
 class Records:
@@ -53,14 +67,16 @@ class Records:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._suites: dict[str, Results] = {}
 
-    @cached_property
-    def grid(self) -> Results:
-        return Results.load(self.root / _GRID)
+    def suite(self, name: str) -> Results:
+        """The record of a suite; ResultsError where it is missing or no record."""
+        if name not in self._suites:
+            self._suites[name] = Results.load(self.root / record_file(name))
+        return self._suites[name]
 
-    @cached_property
-    def issue(self) -> Results:
-        return Results.load(self.root / _ISSUE)
+    def suites(self) -> list[Results]:
+        return [self.suite(name) for name in SUITES]
 
     @cached_property
     def demo(self) -> dict[str, Any]:
@@ -68,15 +84,20 @@ class Records:
 
     @cached_property
     def tests(self) -> dict[str, Any]:
-        return _json(self.root / _TESTS)
+        return _json(self.root / record_file("tests"))
+
+    @property
+    def two_gpu_tests(self) -> dict[str, Any] | None:
+        path = self.root / _TWO_GPU_TESTS
+        return _json(path) if path.is_file() else None
 
     @cached_property
     def clients(self) -> ClientRecords:
         return ClientRecords(self.root)
 
     def digest(self, sources: Iterable[str]) -> str:
-        """sha256 over the bytes of these files."""
-        digest = hashlib.sha256()
+        """sha256 over the bytes of these files and of the code that draws them."""
+        digest = hashlib.sha256(_drawing_code())
         for source in sources:
             digest.update((self.root / source).read_bytes())
         return digest.hexdigest()
@@ -173,238 +194,19 @@ def _stale_pictures(records: Records) -> list[Path]:
     return found
 
 
-def _us(time: float | None) -> str:
-    if time is None:
-        return ""
-    return f"{time:.1f}" if time < 99.5 else f"{time:.0f}"
-
-
-def _span(values: Sequence[float], digits: int = 1) -> str:
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-
-def _name(contender: str) -> str:
-    return _NAMES.get(contender, contender)
-
-
-def _conditions(results: Results) -> str:
-    environment = results.header["environment"]
-    gpu = environment["gpu"]
-    return (
-        f"{gpu['name']}, {gpu['sm_count']} SMs, driver {gpu['driver']}, "
-        f"CUDA {environment['torch_cuda']}, torch {environment['torch']}, "
-        f"{environment['date'][:10]}, sources {environment['source_sha256'][:12]}"
-    )
-
-
-def headline(records: Records) -> list[str]:
-    grid = records.grid
-    names = [n for n in ("floor", "auto", "torch.topk", "flashinfer") if n in grid.contenders]
-    lines = []
-    for rows, kib in _HEADLINE:
-        entry = _at(grid, rows, 1024 * kib, 2048)
-        times = [f"{time} us" if (time := _us(entry.time(name))) else "" for name in names]
-        lines.append(
-            [
-                f"{rows} x {size_label(1024 * kib)}",
-                *times,
-                _times(entry.ratio("torch.topk", "auto")),
-            ]
-        )
-    return _table(["rows x N, K = 2048", *map(_name, names), "torch.topk / gvr_topk"], lines)
-
-
-def _times(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.1f}x"
-
-
-def _at(results: Results, rows: int, n: int, k: int) -> Entry:
-    for entry in results.entries:
-        cell = entry.cell
-        if (cell.rows, cell.n, cell.k, cell.hint, cell.dtype) == (rows, n, k, "real", "fp32"):
-            return entry
-    raise ResultsError(
-        f"the {results.header['suite']} record lacks {rows} x {size_label(n)}, K {k}"
-    )
-
-
-def conditions(records: Records) -> list[str]:
-    return _paragraph(f"*{_conditions(records.grid)}.*")
-
-
-def against_torch(records: Records) -> list[str]:
-    ratios = _ratios(records.grid.entries, "torch.topk", "auto")
-    slower = [label for label, ratio in ratios if ratio <= 1]
-    least, most = min(ratios, key=lambda r: r[1]), max(ratios, key=lambda r: r[1])
-    verdict = "in all of them" if not slower else f"not in {', '.join(slower)}"
-    return _paragraph(
-        f"Against torch.topk in the {len(ratios)} cells of the grid: faster {verdict}, by a factor "
-        f"of {least[1]:.1f} ({least[0]}) to {most[1]:.1f} ({most[0]}), "
-        f"{statistics.geometric_mean(r for _, r in ratios):.1f} in the geometric mean."
-    )
-
-
-def _ratios(entries: Iterable[Entry], over: str, under: str) -> list[tuple[str, float]]:
-    found = [(entry.cell.label, entry.ratio(over, under)) for entry in entries]
-    return [(label, ratio) for label, ratio in found if ratio is not None]
-
-
-def _published(results: Results) -> list[tuple[Cell, float, float]]:
-    """(cell, our time, the best published time), where both are known."""
-    found = []
-    for entry in results.entries:
-        cell, time = entry.cell, entry.time("auto")
-        pair = FLOOR_AND_BEST.get(cell.k, {}).get((cell.rows, cell.n))
-        if pair is not None and time is not None:
-            found.append((cell, time, pair[1]))
-    return found
-
-
-def short_rows(records: Records) -> list[str]:
-    cells = _published(records.grid)
-    behind = [cell for cell, ours, best in cells if ours >= best]
-    by_length = []
-    for n in sorted({cell.n for cell, _, _ in cells}):
-        count = sum(cell.n == n for cell in behind)
-        if count:
-            by_length.append(f"{count} of {sum(c.n == n for c, _, _ in cells)} at {size_label(n)}")
-    _, ours, best = next(c for c in cells if (c[0].rows, c[0].n, c[0].k) == (1, 8192, 2048))
-    return _paragraph(
-        f"* **Short rows.** Below 16K scores the fixed cost of a launch decides: {_us(ours)} us at "
-        f"1 x 8K, K = 2048, where the fastest of nine public kernels took {_us(best)}. Of the "
-        f"{len(cells)} cells in which those were measured on the same card, gvr_topk is faster in "
-        f"{len(cells) - len(behind)} and slower in {', '.join(by_length) or 'none'}.",
-        indent="  ",
-    )
-
-
-def hint_worth(records: Records) -> list[str]:
-    entries = records.issue.entries
-    change = [100 * (ratio - 1) for _, ratio in _ratios(entries, "auto", "auto-nohint")]
-    costs = [
-        with_hint - without
-        for entry in entries
-        if (with_hint := entry.time("stream")) is not None
-        and (without := entry.time("stream-nohint")) is not None
-    ]
-    little = min(change) > -_WORTH_NAMING
-    verdict = "is worth little here" if little else "does not always pay"
-    return _paragraph(
-        f"* **The hint {verdict}.** A sample of the row itself also sets a threshold. Made to "
-        f"gather the hint, `stream` takes {statistics.median(costs):.1f} us more in the median of "
-        f"{len(costs)} shapes ({_span(costs)}); `auto`, which may leave a hint alone, takes "
-        f"{_span(change)} % more with one than without.",
-        indent="  ",
-    )
-
-
-def grid_tables(records: Records) -> list[str]:
-    """Per K: microseconds and multiples of the floor, rows down, N across."""
-    text: list[str] = []
-    entries = records.grid.entries
-    for k in sorted({entry.cell.k for entry in entries}, reverse=True):
-        here = {(e.cell.rows, e.cell.n): e for e in entries if e.cell.k == k}
-        sizes = sorted({n for _, n in here})
-        lines = []
-        for rows in sorted({r for r, _ in here}):
-            cells = [here.get((rows, n)) for n in sizes]
-            lines.append([str(rows), *(_with_multiple(entry) for entry in cells)])
-        text += ["", f"**K = {k}**", "", *_table(["rows", *map(size_label, sizes)], lines)]
-    return [*text[1:], ""]
-
-
-def _with_multiple(entry: Entry | None) -> str:
-    time = entry.time("auto") if entry else None
-    if entry is None or time is None:
-        return ""
-    multiple = entry.ratio("auto", "floor")
-    return _us(time) + (f" ({multiple:.1f}x)" if multiple else "")
-
-
-def contenders(records: Records) -> list[str]:
-    issue = records.issue
-    lines = [
-        [
-            f"{e.cell.rows} x {size_label(e.cell.n)}",
-            *(_us(e.time(name)) for name in issue.contenders),
-        ]
-        for e in issue.entries
-    ]
-    return _table(["rows x N", *issue.contenders], lines)
-
-
-def warm(records: Records) -> list[str]:
-    names = [n for n in ("floor", "auto", "torch.topk") if n in records.issue.contenders]
-    lines = [
-        [
-            f"{e.cell.rows} x {size_label(e.cell.n)}",
-            *(f"{_us(e.time(name))} / {_us(e.time(name, 'warm'))}" for name in names),
-        ]
-        for e in records.issue.entries
-    ]
-    return _table(["rows x N, cold / warm", *map(_name, names)], lines)
-
-
-def targets(records: Records) -> list[str]:
-    lines = []
-    for results in (records.issue, records.grid):
-        for verdict in judge(results):
-            sign = "at most" if verdict.at_most else "at least"
-            lines.append(
-                [
-                    f"{verdict.name} ({results.header['suite']})",
-                    f"{sign} {verdict.need:g}{verdict.unit}",
-                    f"{verdict.worst.ratio:.2f}{verdict.unit}, {verdict.worst.label}",
-                    f"{verdict.cells_passed} of {len(verdict.measured)}",
-                    "pass" if verdict.passed else "**falls short**",
-                ]
-            )
-    return _table(["target", "need", "worst cell", "cells that hold", "verdict"], lines)
-
-
-def tests(records: Records) -> list[str]:
-    return _evidence(records.tests)
-
-
-def two_gpu_tests(records: Records) -> list[str]:
-    if not (records.root / _TWO_GPU_TESTS).is_file():
-        command = f"python -m gvr_topk bench evidence --out {_TWO_GPU_TESTS} -- tests/distributed"
-        return _paragraph(f"*No record yet: `{command}` on two GPUs makes it.*")
-    return _evidence(_json(records.root / _TWO_GPU_TESTS))
-
-
-def _evidence(record: dict[str, Any]) -> list[str]:
-    totals, environment = record["totals"], record["environment"]
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in record["skipped"].items())
-    return _paragraph(
-        f"{totals['passed']} passed, {totals['failed']} failed, {totals['errors']} errors, "
-        f"{totals['skipped']} skipped"
-        + (f" ({reasons})" if reasons else "")
-        + f", in {record['seconds']:.0f} s on {environment['gpu']['name']}, "
-        f"torch {environment['torch']}, sources {environment['source_sha256'][:12]}.",
-    )
-
-
-def demo(records: Records) -> list[str]:
-    record = records.demo
-    found = record["summary"]
-    return _paragraph(
-        f"{found['exact_steps']} of {found['steps']} recorded steps exact on "
-        f"{record['device_name']}, K = {record['k']}: "
-        f"{found['step_us']:.1f} us per step against {found['torch_us']:.1f} us of torch.topk, "
-        f"{100 * found['overlap']:.0f} % of each answer known from the step before, "
-        f"{found['survivors']:.0f} survivors staged and {found['passes']:.2f} reads of the row in "
-        "the mean.",
-    )
-
-
-def _plot(name: str, results: Callable[[Records], Results]) -> Callable[[Records], Figure | None]:
+def _of_suite(suite: str, plot: str) -> Picture:
     def draw(records: Records) -> Figure | None:
         from .plots import PLOTS
 
-        return PLOTS[name](results(records))
+        return PLOTS[plot](records.suite(suite))
 
-    return draw
+    return Picture((record_file(suite),), draw, lambda r: r.suite(suite).describe())
+
+
+def _paper_and_ours(records: Records) -> Figure:
+    from . import figures
+
+    return figures.paper_and_ours(records.suite("dispatch"), records.suite("hints"))
 
 
 def _recorded_row(records: Records) -> Figure:
@@ -429,13 +231,25 @@ def _of_demo(records: Records) -> str:
 
 PICTURES: dict[str, Picture] = {
     **{
-        f"grid-{name}": Picture(
-            (_GRID,), _plot(name, lambda r: r.grid), lambda r: r.grid.describe()
+        f"{suite}-{plot}": _of_suite(suite, plot)
+        for suite, plot in (
+            ("grid", "headline"),
+            ("grid", "time-over-n"),
+            ("grid", "floor-multiple"),
+            ("issue", "time-over-n"),
+            ("short", "floor-multiple"),
+            ("hints", "hints"),
+            ("adversarial", "adversarial"),
+            ("dtypes", "dtypes"),
+            ("dense", "dense"),
+            ("state", "state"),
+            ("dispatch", "regret"),
         )
-        for name in ("headline", "time-over-n", "floor-multiple")
     },
-    "issue-time-over-n": Picture(
-        (_ISSUE,), _plot("time-over-n", lambda r: r.issue), lambda r: r.issue.describe()
+    "paper-and-ours": Picture(
+        (record_file("dispatch"), record_file("hints")),
+        _paper_and_ours,
+        lambda r: r.suite("hints").describe(),
     ),
     "algorithm-row": Picture((_DEMO, _TRACE), _recorded_row, _of_demo),
     "algorithm-decode": Picture((_DEMO,), _recorded_decode, _of_demo),
@@ -447,17 +261,6 @@ def _of_clients(block: Callable[[ClientRecords], list[str]]) -> Callable[[Record
 
 
 BLOCKS: dict[str, Callable[[Records], list[str]]] = {
-    "headline": headline,
-    "conditions": conditions,
-    "against-torch": against_torch,
-    "short-rows": short_rows,
-    "hint-worth": hint_worth,
-    "grid": grid_tables,
-    "contenders": contenders,
-    "warm": warm,
-    "targets": targets,
-    "tests": tests,
-    "two-gpu-tests": two_gpu_tests,
-    "demo": demo,
+    **BENCHMARK_BLOCKS,
     **{name: _of_clients(block) for name, block in CLIENT_BLOCKS.items()},
 }

@@ -39,6 +39,10 @@ class Entry:
     def ratio(self, contender: str, baseline: str) -> float | None:
         return quotient(self.time(contender), self.time(baseline))
 
+    def plan(self, contender: str) -> dict[str, Any]:
+        """Kernel, CTAs per row and fate of the hint; empty where the record does not say."""
+        return self.results.get(contender, {}).get("plan", {})
+
     @property
     def overlap(self) -> float | None:
         return self.record["overlap"]["mean"] if self.record["overlap"] else None

@@ -152,6 +152,8 @@ class Runner:
                 result["rows_checked"] = case.cell.rows * len(answers)
                 if variant:
                     result["variant"] = variant
+                if (plan := contender.plan(case)) is not None:
+                    result["plan"] = plan
                 if self.suite.warm:
                     result["warm"] = self._timer.warm(calls[0], self.suite.replays).to_json()
         except (RuntimeError, ValueError, TypeError) as error:

@@ -69,18 +69,19 @@ def verdicts(found: list[Verdict], results: Results, worst_cells: int = 0) -> Ta
     table.add_column("verdict")
     for verdict in found:
         sign = "<=" if verdict.at_most else ">="
-        word = Text("pass", "green") if verdict.passed else Text("falls short", "bold red")
+        worst = verdict.worst if verdict.judged else None
         table.add_row(
             verdict.name,
             f"{sign} {verdict.need:g}{verdict.unit}",
-            f"{verdict.worst.ratio:.2f}{verdict.unit}",
-            f"{verdict.cells_passed} of {len(verdict.measured)}",
-            verdict.worst.label,
-            word,
+            verdict.shown(worst) if worst else "",
+            f"{verdict.cells_passed} of {len(verdict.measured)}" if worst else "",
+            worst.label if worst else "",
+            Text(verdict.outcome, "green" if verdict.passed else "bold red"),
         )
-        short = [m for m in verdict.measured if not verdict.holds(m) and m != verdict.worst]
+        if verdict.note:
+            table.add_row(Text(f"  {verdict.note}", "dim"))
+        short = [m for m in verdict.measured if not verdict.holds(m) and m != worst]
         short.sort(key=lambda m: m.ratio, reverse=verdict.at_most)
         for measured in short[:worst_cells]:
-            ratio = f"{measured.ratio:.2f}{verdict.unit}"
-            table.add_row("", "", ratio, "", measured.label, "", style="dim")
+            table.add_row("", "", verdict.shown(measured), "", measured.label, "", style="dim")
     return table

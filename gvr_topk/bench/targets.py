@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .cells import ADVERSARIAL_DATA, DTYPES, HOSTILE_HINTS, KIB, LONGEST_TRACE, Cell
-from .published import PRODUCTION_RADIX_US, best_multiple
+from .published import FLOOR_AND_BEST, PRODUCTION_RADIX_US, best_multiple
 from .results import Entry, Results, geometric_mean, quotient
 
 LARGE = 8 * KIB * KIB  # scores in a call from which on reading them is the time
@@ -28,18 +28,49 @@ class Verdict:
     at_most: bool
     measured: tuple[Measured, ...]
     unit: str = "x"
+    note: str = ""
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.measured)
 
     @property
     def worst(self) -> Measured:
+        """The cell that decides; ValueError where none was judged."""
         pick = max if self.at_most else min
         return pick(self.measured, key=lambda m: m.ratio)
+
+    def shown(self, measured: Measured) -> str:
+        """The ratio, with as many digits as tell it from what is needed."""
+        text = f"{measured.ratio:.2f}"
+        if float(text) == self.need and measured.ratio != self.need:
+            text = f"{measured.ratio:.4f}"
+        return text + self.unit
 
     def holds(self, measured: Measured) -> bool:
         return measured.ratio <= self.need if self.at_most else measured.ratio >= self.need
 
     @property
     def passed(self) -> bool:
-        return self.holds(self.worst)
+        """Nothing that was judged falls short."""
+        return all(self.holds(m) for m in self.measured)
+
+    @property
+    def outcome(self) -> str:
+        if not self.judged:
+            return "not judged"
+        return "pass" if self.passed else "falls short"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "target": self.name,
+            "need": self.need,
+            "at_most": self.at_most,
+            "unit": self.unit,
+            "outcome": self.outcome,
+            "note": self.note,
+            "cells": [{"cell": label, "ratio": round(ratio, 4)} for label, ratio in self.measured],
+        }
 
     @property
     def cells_passed(self) -> int:
@@ -59,9 +90,12 @@ def _collect(
     return tuple(Measured(label, value) for label, value in pairs if value is not None)
 
 
-def _mean(name: str, measured: tuple[Measured, ...]) -> tuple[Measured, ...]:
+def _mean(measured: tuple[Measured, ...], cells: int) -> tuple[Measured, ...]:
+    """The geometric mean, where all the cells that it is promised for were measured."""
     mean = geometric_mean(m.ratio for m in measured)
-    return () if mean is None else (Measured(f"{name} of {len(measured)} cells", mean),)
+    if mean is None or len(measured) < cells:
+        return ()
+    return (Measured(f"geometric mean of {cells} cells", mean),)
 
 
 def _select(results: Results, rows: set[int], sizes: set[int], k: int = 2048) -> list[Entry]:
@@ -84,10 +118,12 @@ def _first_speed(results: Results) -> Iterator[Verdict]:
         _collect(one, lambda e: e.time("gvr")),
         "us",
     )
-    block = _select(results, {1, 16, 64, 128}, {8 * KIB, 64 * KIB, 128 * KIB})
+    rows, sizes = {1, 16, 64, 128}, {8 * KIB, 64 * KIB, 128 * KIB}
+    block = _select(results, rows, sizes)
     faster = _collect(block, lambda e: e.ratio("torch.topk", "auto"))
-    yield Verdict("auto faster than torch.topk, every cell", 1.0, False, faster)
-    yield Verdict("auto over torch.topk", 3.0, False, _mean("geometric mean", faster))
+    yield Verdict("torch.topk over auto, every cell", 1.0, False, faster)
+    mean = _mean(faster, len(rows) * len(sizes))
+    yield Verdict("torch.topk over auto, all cells", 3.0, False, mean)
 
 
 def _cpu(results: Results) -> Iterator[Verdict]:
@@ -121,18 +157,40 @@ def _floor(results: Results) -> Iterator[Verdict]:
 
     shares = _collect(plain, share_of_best)
     yield Verdict("must: multiple of the floor over that of the best known", 0.9, True, shares)
-    yield Verdict("must: the same, all cells", 0.7, True, _mean("geometric mean", shares))
+    published = sum(len(cells) for cells in FLOOR_AND_BEST.values())
+    yield Verdict("must: the same, all cells", 0.7, True, _mean(shares, published))
     large = [e for e in plain if e.cell.rows * e.cell.n >= LARGE]
-    small = [e for e in plain if e.cell.rows * e.cell.n < LARGE and e.cell.n > 16 * KIB]
+    small = [e for e in plain if e.cell.rows * e.cell.n < LARGE]
     multiple = _multiple("auto")
     yield Verdict("aim: auto over the floor, rows x N >= 8M", 1.3, True, _collect(large, multiple))
     yield Verdict("aim: auto over the floor, elsewhere", 2.0, True, _collect(small, multiple))
-    short = [e for e in plain if e.cell.n <= 16 * KIB]
-    yield Verdict("short rows: auto over the floor", 2.0, True, _collect(short, multiple))
+
+
+def _short(results: Results) -> Iterator[Verdict]:
+    short = [e for e in results.entries if _plain(e) and e.cell.n <= 16 * KIB]
+    yield Verdict("short rows: auto over the floor", 2.0, True, _collect(short, _multiple("auto")))
 
 
 def _multiple(contender: str) -> Callable[[Entry], float | None]:
     return lambda entry: entry.ratio(contender, "floor")
+
+
+def _hint_is_moot(entry: Entry) -> bool:
+    """The row stays on the chip and auto ignores the hint: nothing is there to gain."""
+    plan = entry.plan("auto")
+    return plan.get("family") == "resident" and plan["hint"] == "ignored"
+
+
+def _hint_ignored(entries: Iterable[Entry]) -> str:
+    plans = [plan for entry in entries if (plan := entry.plan("auto"))]
+    ignored = [plan for plan in plans if plan["hint"] == "ignored"]
+    if not ignored:
+        return ""
+    resident = sum(plan["family"] == "resident" for plan in ignored)
+    return (
+        f"auto ignores the hint in {len(ignored)} of {len(plans)} cells; in {resident} of them the "
+        "row stays on the chip"
+    )
 
 
 def _hints(results: Results) -> Iterator[Verdict]:
@@ -143,9 +201,11 @@ def _hints(results: Results) -> Iterator[Verdict]:
         return [e for e in results.entries if e.cell.hint in kinds and not e.cell.threads]
 
     plain = [e for e in results.entries if _plain(e)]
-    none = _collect(with_hint("none"), over_real)
-    none += _collect(plain, lambda e: e.ratio("auto-nohint", "auto"))
-    yield Verdict("no hint over the real hint", 1.35, True, none)
+    without = [(e, over_real(e)) for e in with_hint("none")]
+    if not without:
+        without = [(e, e.ratio("auto-nohint", "auto")) for e in plain]
+    none = tuple(Measured(e.cell.label, ratio) for e, ratio in without if ratio is not None)
+    yield Verdict("no hint over the real hint", 1.35, True, none, note=_hint_ignored(plain))
     hostile = _collect(with_hint(*HOSTILE_HINTS), over_real)
     yield Verdict("worst hostile hint over the real hint", 1.5, True, hostile)
     bad = [e for e in with_hint("badrow") if e.cell.rows == 64]
@@ -154,12 +214,24 @@ def _hints(results: Results) -> Iterator[Verdict]:
     def pays(cell: Cell) -> bool:
         return cell.n >= LONG_ROW or cell.rows * cell.n >= LARGE
 
-    gain = _collect([e for e in with_hint("none") if pays(e.cell)], over_real)
-    gain += _collect([e for e in plain if pays(e.cell)], lambda e: e.ratio("auto-nohint", "auto"))
-    yield Verdict("the hint pays: none over real, N >= 256K or rows x N >= 8M", 1.1, False, gain)
+    long = [e for e in plain if pays(e.cell)]
+    # Resident rows whose hint is ignored are judged by nothing: that is what is asked of them.
+    moot = {replace(e.cell, hint="none") for e in long if _hint_is_moot(e)}
+    gain = tuple(
+        Measured(entry.cell.label, ratio)
+        for entry, ratio in without
+        if ratio is not None and pays(entry.cell) and replace(entry.cell, hint="none") not in moot
+    )
+    yield Verdict(
+        "the hint pays: none over real, N >= 256K or rows x N >= 8M",
+        1.1,
+        False,
+        gain,
+        note=_hint_ignored(long),
+    )
 
 
-def _robust(results: Results) -> Iterator[Verdict]:
+def _adversarial(results: Results) -> Iterator[Verdict]:
     hard = [e for e in results.entries if e.cell.data in ADVERSARIAL_DATA and not e.cell.threads]
     yield Verdict(
         "adversarial rows over random rows",
@@ -167,6 +239,9 @@ def _robust(results: Results) -> Iterator[Verdict]:
         True,
         _collect(hard, lambda e: results.against(e, "auto", data="normal")),
     )
+
+
+def _dtypes(results: Results) -> Iterator[Verdict]:
     halves = [
         e
         for e in results.entries
@@ -181,9 +256,7 @@ def _robust(results: Results) -> Iterator[Verdict]:
 
 
 def _smooth(results: Results) -> Iterator[Verdict]:
-    """A larger K or N at most 10 % faster than any smaller one, in the suite of small steps."""
-    if results.header["suite"] != "dense":
-        return
+    """A larger K or N at most 10 % faster than any smaller one."""
     for axis in ("k", "n"):
         drops: list[Measured] = []
         for rows in sorted({e.cell.rows for e in results.entries}):
@@ -213,14 +286,26 @@ def _state(results: Results) -> Iterator[Verdict]:
         yield Verdict(f"{name} over the bare operator", 1.05, True, measured)
 
 
+# What a suite was made to decide. Another suite may hold some of the same cells, but not all.
 _GROUPS: dict[str, tuple[Callable[[Results], Iterator[Verdict]], ...]] = {
+    "issue": (_first_speed,),
+    "grid": (_floor,),
+    "hints": (_hints,),
+    "dispatch": (_hints,),
+    "adversarial": (_adversarial,),
+    "short": (_short,),
+    "dtypes": (_dtypes,),
+    "dense": (_smooth,),
+    "state": (_state,),
     "cpu": (_cpu,),
-    "cuda": (_first_speed, _floor, _hints, _robust, _smooth, _state),
 }
 
 
 def judge(results: Results) -> list[Verdict]:
-    """The targets for which the record holds at least one cell."""
-    groups = _GROUPS[results.header["device"]]
+    """The targets that the suite of a record was made for, those that its cells decide.
+
+    A verdict without a cell stays where its note says why.
+    """
+    groups = _GROUPS.get(results.header["suite"], ())
     verdicts = [verdict for group in groups for verdict in group(results)]
-    return [verdict for verdict in verdicts if verdict.measured]
+    return [verdict for verdict in verdicts if verdict.measured or verdict.note]

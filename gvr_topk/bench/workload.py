@@ -65,6 +65,10 @@ class Case:
         return self.buffers[0].scores.device
 
     @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
     def bytes_per_call(self) -> int:
         scores = self.buffers[0].scores
         return scores.numel() * scores.element_size()

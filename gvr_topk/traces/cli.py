@@ -43,6 +43,7 @@ class AlgorithmName(str, Enum):
     auto = "auto"
     gvr = "gvr"
     stream = "stream"
+    resident = "resident"
     radix = "radix"
 
 
