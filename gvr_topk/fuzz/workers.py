@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One campaign on several processes: worker w of W checks calls w, w + W, w + 2 W, ...
 
-Every call is the function of (seed, number) that it is in one process, so the command that repeats a
-failure is the same. How many calls each worker gets to depends on its speed.
+Every call is the function of (seed, number) that it is in one process, so the command that repeats
+a failure is the same. How many calls each worker gets to depends on its speed.
 """
 
 from __future__ import annotations
