@@ -51,17 +51,18 @@ def test_the_workload_is_exact_on_every_device(device: str) -> None:
     assert {"auto", "sort", "large k"} <= set(record["by_family"])
 
 
-def test_shares_of_the_workload_are_the_whole() -> None:
-    whole = Counter(family for family, _ in workload.calls("cpu"))
-    parts = [_workload("--device", "cpu", "--share", f"{i}/3") for i in (1, 2, 3)]
-    total = Counter()
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_shares_of_the_workload_are_the_whole(shares: int) -> None:
+    whole = workload.calls("cpu")
+    parts = [workload.deal(whole, which, shares) for which in range(1, shares + 1)]
+    assert sorted(id(call) for part in parts for call in part) == sorted(id(call) for call in whole)
     for part in parts:
-        assert part["calls"] == part["of"]
-        assert {"stream", "gvr", "resident"} <= set(part["by_family"])
-        total.update(part["by_family"])
-    assert total == whole
-    few = _workload("--device", "cpu", "--only", "radix")
-    assert 0 < few["calls"] < whole.total() and all("radix" in name for name in few["by_family"])
+        assert {"stream", "gvr", "resident"} <= {family for family, _ in part}
+
+
+def test_a_part_of_the_workload_is_chosen_by_family() -> None:
+    few = _workload("--device", "cpu", "--only", "radix", "--share", "2/2")
+    assert 0 < few["calls"] == few["of"] < 10 and all("radix" in name for name in few["by_family"])
 
 
 def test_a_workload_that_is_out_of_time_checks_nothing_and_says_so() -> None:

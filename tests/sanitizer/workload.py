@@ -185,6 +185,12 @@ def _surroundings(label: str, device: str) -> list[Call]:
     return made
 
 
+def deal(whole: list[Call], which: int, shares: int) -> list[Call]:
+    """Share `which` of 1 .. `shares`. In rotation: families follow each other at a step that may
+    divide the number of shares."""
+    return [call for i, call in enumerate(whole) if (i + i // shares) % shares == which - 1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -194,8 +200,7 @@ def main() -> int:
     arguments = parser.parse_args()
     which, shares = map(int, arguments.share.split("/"))
     chosen = [call for call in calls(arguments.device) if (arguments.only or "") in call[0]]
-    # Dealt in rotation: families follow each other at a step that may divide the shares.
-    chosen = [call for i, call in enumerate(chosen) if (i + i // shares) % shares == which - 1]
+    chosen = deal(chosen, which, shares)
     done: Counter[str] = Counter()
     for family, run in chosen:
         if arguments.until is not None and time.time() > arguments.until:
