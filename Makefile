@@ -93,8 +93,9 @@ sanitize:
 	cmake --build $(SANITIZE_BUILD) --parallel "$${MAX_JOBS:-$$(nproc)}"; \
 	ctest --test-dir $(SANITIZE_BUILD) --output-on-failure --no-tests=error
 
-# Copies of the sources are built apart; the CUDA faults need a GPU: tests/mutation/run.py.
-mutation:
+# Copies of the sources, linked to the objects of the build; the CUDA faults need a GPU:
+# tests/mutation/run.py.
+mutation: build
 	@python="$(PY)"; \
 	GVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)" "$$python" tests/mutation/run.py --device cpu --workers "$${MAX_JOBS:-$$(nproc)}" \
 	  --out build/mutation-cpu.json

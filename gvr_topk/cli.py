@@ -218,6 +218,10 @@ def fuzz(
     most_failures: Annotated[int, typer.Option(help="Stop after so many.")] = 5,
     seconds: Annotated[float | None, typer.Option(help="Start no call after so long.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the calls.")] = 1,
+    most_rows: Annotated[
+        int | None, typer.Option(help="Rows of one call; unset: as many as fit.")
+    ] = None,
+    shrink_seconds: Annotated[float, typer.Option(help="For making a failure small.")] = 60.0,
     out: Annotated[Path | None, typer.Option(help="Evidence to write, as JSON.")] = None,
     replay: Annotated[Path | None, typer.Option(help="Check this saved call instead.")] = None,
 ) -> None:
@@ -246,6 +250,8 @@ def fuzz(
             most_failures,
             seconds,
             workers,
+            most_rows,
+            shrink_seconds,
         )
         check_arguments(options)
         if replay is not None and not replay.is_file():

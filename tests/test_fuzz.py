@@ -65,6 +65,15 @@ def test_a_call_is_a_function_of_its_seed_and_number(device: str) -> None:
                 assert torch.equal(same, again), name
 
 
+def test_calls_may_be_kept_small_and_the_command_says_so(tmp_path: Path) -> None:
+    drawn = [draw(3, number, "cpu", most_rows=4) for number in range(60)]
+    assert max(call.case.rows for call in drawn) == 4
+    options = Options("cpu", 500, seed=4, most_rows=4, most_failures=1, shrink_seconds=0.0)
+    [failure] = Campaign(options, subject=_faulty(_forgets_one)).run()["failures"]
+    assert failure["command"].endswith(" --most-rows 4")
+    assert failure["shrunk"] == failure["given"], "no time to shrink"
+
+
 def _faulty(change: Callable[[Tensor, Tensor], Tensor]) -> SimpleNamespace:
     """gvr_topk, but with indices that `change(scores, indices)` has been at."""
 
@@ -302,6 +311,7 @@ def test_a_worker_that_dies_is_told_with_its_call() -> None:
         (["--dtype", "fp8"], "--dtype: got 'fp8', need one of fp32, bf16, fp16"),
         (["--cases", "0"], "--cases: got 0, need at least 1"),
         (["--workers", "0"], "--workers: got 0, need at least 1"),
+        (["--most-rows", "0"], "--most-rows: got 0, need at least 1"),
         (["--first-call", "-1"], "--first-call: got -1"),
         (["--replay", "nowhere.pt"], "nowhere.pt: no such file"),
         (["--cases", "many"], "cases"),

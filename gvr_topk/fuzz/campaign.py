@@ -21,7 +21,6 @@ from .draw import Drawn, draw
 from .shrink import shrink
 
 SCHEMA = 1
-_SHRINK_SECONDS = 60.0
 # Of a valid call: a wrong answer, a refusal, or an error of the device.
 _ERRORS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 
@@ -39,6 +38,8 @@ class Options:
     most_failures: int = 5
     seconds: float | None = None  # after which no further call starts
     workers: int = 1  # processes, see workers.py
+    most_rows: int | None = None  # of one call; part of what a call is a function of
+    shrink_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ class Campaign:
     def one(self, call: int) -> bool:
         """Call number `call`; False when the device can no longer be used."""
         options = self.options
-        drawn = draw(options.seed, call, options.device, options.rows, options.dtypes)
+        drawn = draw(
+            options.seed, call, options.device, options.rows, options.dtypes, options.most_rows
+        )
         try:
             stats = check(drawn.case, self.subject)
         except _ERRORS as error:
@@ -158,10 +161,14 @@ class Campaign:
         )
         for option, names in (("rows", self.options.rows), ("dtype", self.options.dtypes)):
             command += "".join(f" --{option} {name}" for name in names)
+        if self.options.most_rows is not None:
+            command += f" --most-rows {self.options.most_rows}"
         smallest = drawn.case
         if usable:
             smallest = shrink(
-                drawn.case, lambda case: self._fails(case, type(error)), seconds=_SHRINK_SECONDS
+                drawn.case,
+                lambda case: self._fails(case, type(error)),
+                seconds=self.options.shrink_seconds,
             )
         file = None
         if usable and self.failures_to is not None:

@@ -29,6 +29,8 @@ def check_arguments(options: Options) -> None:
         if getattr(options, name) < 1:
             text = name.replace("_", "-")
             raise ValueError(f"--{text}: got {getattr(options, name)}, need at least 1")
+    if options.most_rows is not None and options.most_rows < 1:
+        raise ValueError(f"--most-rows: got {options.most_rows}, need at least 1")
     if options.first_call < 0:
         raise ValueError(f"--first-call: got {options.first_call}, need at least 0")
 

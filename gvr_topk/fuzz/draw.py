@@ -68,6 +68,7 @@ def draw(
     device: str,
     kinds: tuple[str, ...] = (),
     dtypes: tuple[str, ...] = (),
+    most_rows: int | None = None,
 ) -> Drawn:
     """Call `number` of `seed`; `kinds` of rows and `dtypes` to choose from, none: all."""
     r = random.Random(f"{seed}/{number}")
@@ -76,7 +77,7 @@ def draw(
     k = _winners(r, n)
     next_n = r.choice((1, 1, 1, 2, 4))
     layout = r.choice(("dense", *LAYOUTS))
-    rows = max(1, min(scale.rows, scale.scores // (n + k)))
+    rows = max(1, min(scale.rows, scale.scores // (n + k), most_rows or scale.rows))
     if layout == "expanded" or k > 4096:
         rows = min(rows, 8)
     rows = max(rows // next_n, 1) * next_n

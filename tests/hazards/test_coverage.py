@@ -13,6 +13,8 @@ from oracle import assert_exact, exact_answer
 from torch import Tensor
 
 import gvr_topk
+from gvr_topk import _C
+from gvr_topk.plan import Device
 from gvr_topk.stats import Path, Stats
 from gvr_topk.testing import tuning
 
@@ -59,6 +61,9 @@ WAYS: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
     ("resident", "ended as stream"): lambda s: s.passes >= 2,
     ("resident", "ended as stream, overflow"): lambda s: _some(s, "overflows"),
     ("resident", "ended as stream, undershoot"): lambda s: _some(s, "undershoots"),
+    ("resident", "ended as stream, further rounds"): lambda s: (
+        (s.passes > 1) & (s.refine_rounds > 1)
+    ),
     ("radix", "some digits suffice"): lambda s: s.passes < 4,
     ("radix", "every digit of the score"): lambda s: s.passes >= 4,
 }
@@ -87,6 +92,44 @@ def test_every_way_through_a_family_is_taken(family: str, device: str) -> None:
     ways = WAYS | (WAYS_ON_CUDA if device == "cuda" else {})
     taken = {way: int(found(stats).sum()) for (of, way), found in ways.items() if of == family}
     assert all(taken.values()), f"rows by way: {taken}"
+
+
+# How a resident row may be asked to end, and what its telemetry then shows in some row.
+RESIDENT_ENDS: dict[str, tuple[dict[str, int], Callable[[Stats], Tensor]]] = {
+    "ranked at once": ({}, lambda s: (s.passes == 1) & (s.overflows == 0)),
+    "too many ties to rank": ({}, lambda s: s.passes == 2),
+    "full staging areas": (
+        {"staging": 1, "chunk": 32, "rank_capacity": 2},
+        lambda s: _some(s, "overflows"),
+    ),
+    "undershoot": (
+        {"force_undershoot": 1, "staging": 1, "chunk": 32},
+        lambda s: _some(s, "undershoots"),
+    ),
+}
+
+
+@pytest.mark.parametrize("threads", [512, 1024])
+@pytest.mark.parametrize("ctas", [1, 2, 4, 8, 16])
+def test_every_block_and_cluster_of_resident_rows_is_entered_and_falls_back(
+    ctas: int, threads: int, device: str, dtype: torch.dtype
+) -> None:
+    if device == "cpu":
+        pytest.skip("the CPU has no shared memory to stay in: there resident is stream")
+    scores = stack_rows(row_names(), N, K, device, each=1, dtype=dtype)
+    answer = exact_answer(scores, K)
+    found = Device.of(device)
+    for name, (overrides, shows) in RESIDENT_ENDS.items():
+        with tuning(ctas_per_row=ctas, threads=threads, **overrides):
+            plan = _C.make_plan(
+                len(scores), N, K, dtype=dtype, algorithm="resident", **found.limits()
+            )
+            values, indices, stats = gvr_topk.explain(scores, K, algorithm="resident")
+        asked = ("resident", min(ctas, found.max_cluster), threads)
+        assert (plan["family"], plan["ctas_per_row"], plan["threads"]) == asked
+        assert set(stats.path.tolist()) == {Path.RESIDENT}
+        assert_exact(answer, indices, values, label=name)
+        assert bool(shows(stats).any()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

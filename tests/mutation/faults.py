@@ -23,6 +23,7 @@ class Fault:
     why: str
     device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
+    test: str | None = None  # what notices it where the fuzzer cannot: asked first
 
     @property
     def needs_avx512(self) -> bool:
@@ -138,6 +139,7 @@ COMMON = [
         "  if (accepted < 0 || accepted > p.state_depth) accepted = 0;\n"
         "  const int32_t* entry = state_entry",
         "a state of any bits is harmless",
+        test="tests/hazards/test_state.py::test_an_accepted_draft_that_does_not_exist_is_the_first",
     ),
     Fault(
         "staging of exactly K",
@@ -246,6 +248,7 @@ ON_CPU = [
         "  if (n <= p.k) {\n    answer_short(call);",
         "  if (n < p.k) {\n    answer_short(call);",
         "n = K has nothing to select",
+        test="tests/hazards/test_coverage.py::test_every_path_of_short_rows_is_entered",
     ),
     Fault(
         "short rows unsorted",
@@ -260,6 +263,7 @@ ON_CPU = [
         "key_to_float(view_.window.size() <= p.k ? kKeyMinusInf : cut_.key)",
         "key_to_float(cut_.key)",
         "a short row has no K-th score to remember",
+        test="tests/hazards/test_state.py::test_a_short_row_remembers_no_threshold",
     ),
     Fault(
         "hits without the K-th",
@@ -267,6 +271,7 @@ ON_CPU = [
         "rank_key(keys[i], positions[i]) >= rank_key(cut_.key, cut_.last_index)",
         "rank_key(keys[i], positions[i]) > rank_key(cut_.key, cut_.last_index)",
         "the K-th is a winner",
+        test="tests/hazards/test_coverage.py::test_every_winner_of_a_perfect_hint_is_a_hit",
     ),
     Fault(
         "the accepted draft answered first",
@@ -316,6 +321,7 @@ ON_CPU = [
         "_mm512_max_epi32(_mm512_sub_epi32(index, _mm512_set1_epi32(1)), none)",
         "index",
         "16-bit scores are fetched in pairs that end inside the row",
+        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
     ),
     Fault(
         "zero read as below itself",
@@ -330,6 +336,7 @@ ON_CPU = [
         "static_cast<uint32_t>(stride - length + 1) >> 32",
         "static_cast<uint32_t>(stride + length) >> 32",
         "the guess reads inside the window only",
+        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
     ),
 ]
 
@@ -382,6 +389,7 @@ ON_CUDA = [
         "kth_key = max(kth_key, key);",
         "the state remembers the K-th score",
         device="cuda",
+        test="tests/ops/test_topk_cache.py::test_the_stored_hint_is_the_answer",
     ),
     Fault(
         "one hint past the entry",
@@ -552,7 +560,105 @@ ON_CUDA = [
         "position) > kth ? 1 : 0",
         "the K-th is a winner",
         device="cuda",
+        test="tests/hazards/test_coverage.py::test_every_winner_of_a_perfect_hint_is_a_hit",
     ),
 ]
 
-FAULTS = [*COMMON, *ON_CPU, *ON_CUDA]
+RESIDENT = f"{KERNELS}/resident.cuh"
+
+ON_RESIDENT = [
+    Fault(
+        "resident: one more than can be ranked",
+        RESIDENT,
+        "scratch.inside > scratch.capacity)",
+        "scratch.inside > scratch.capacity + 1)",
+        "a truncated buffer",
+        device="cuda",
+        test="tests/hazards/test_selection.py::test_exactly_a_buffer_and_one_more",
+    ),
+    Fault(
+        "resident: undershoot unnoticed",
+        RESIDENT,
+        "if (bin < 0 || scratch.inside",
+        "if (scratch.inside",
+        "a bound above the K-th score proves nothing",
+        device="cuda",
+    ),
+    Fault(
+        "resident: the best bin is closed above",
+        RESIDENT,
+        "const int to = bin == kThreads - 1 ? INT32_MAX : from;",
+        "const int to = from;",
+        "NaN and +inf lie beyond the last bin",
+        device="cuda",
+    ),
+    Fault(
+        "resident: edge scores uncounted",
+        RESIDENT,
+        "  if (slice.edge_index >= 0) count(slice.edge);\n",
+        "",
+        "scores before the first and behind the last vector",
+        device="cuda",
+    ),
+    Fault(
+        "resident: every CTA ranks at the first place",
+        RESIDENT,
+        "S::remote(scratch.ranks, 0) + scratch.inside_earlier;",
+        "S::remote(scratch.ranks, 0);",
+        "entries of the CTAs before come first",
+        device="cuda",
+    ),
+    Fault(
+        "resident: every CTA emits at the first place",
+        RESIDENT,
+        " + scratch.above_earlier + through - mine;",
+        " + through - mine;",
+        "winners of the CTAs before come first",
+        device="cuda",
+    ),
+    Fault(
+        "resident: bins merged before all are written",
+        RESIDENT,
+        "    S::sync();\n#pragma unroll\n",
+        "#pragma unroll\n",
+        "a dropped barrier of the cluster",
+        device="cuda",
+        tool="racecheck",
+    ),
+    Fault(
+        "resident: bins merged while they are counted",
+        RESIDENT,
+        "scratch.capacity = 0;\n  __syncthreads();\n",
+        "scratch.capacity = 0;\n",
+        "a dropped barrier of the block",
+        device="cuda",
+        tool="racecheck",
+    ),
+    Fault(
+        "resident: an entry is better than itself",
+        RESIDENT,
+        "scratch.ranks[j] > rank)",
+        "scratch.ranks[j] >= rank)",
+        "> for >= in the ranking",
+        device="cuda",
+    ),
+    Fault(
+        "resident: a vector past the end",
+        RESIDENT,
+        "for (int at = mine; at < range.vectors; at += kThreads) {",
+        "for (int at = mine; at <= range.vectors; at += kThreads) {",
+        "no byte outside the window is read",
+        device="cuda",
+    ),
+    Fault(
+        "resident: the best score stored as the K-th",
+        RESIDENT,
+        "if (position == k - 1 && output.entry != nullptr) {",
+        "if (position == 0 && output.entry != nullptr) {",
+        "the state remembers the K-th score",
+        device="cuda",
+        test="tests/ops/test_topk_cache.py::test_the_stored_hint_is_the_answer",
+    ),
+]
+
+FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT]

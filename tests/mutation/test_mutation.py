@@ -11,9 +11,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from faults import FAULTS
+from rebuild import affected
 from run import CPP_TESTS, Copy, misplaced
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
 def test_every_fault_finds_its_place() -> None:
@@ -28,6 +30,33 @@ def test_faults_are_many_distinct_and_everywhere() -> None:
     folders = {fault.file.rsplit("/", 1)[0] for fault in FAULTS}
     assert folders >= {"csrc/common", "csrc/cpu", "csrc/cuda/phases", "csrc/cuda/kernels"}
     assert {fault.device for fault in FAULTS} == {"cpu", "cuda"}
+
+
+def test_every_cuda_source_of_kernels_and_phases_has_a_fault() -> None:
+    kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/kernels/*.cuh")}
+    phases = {f"csrc/cuda/phases/{name}.cuh" for name in ("emit", "verify", "collect", "refine")}
+    at_fault = {fault.file for fault in FAULTS if fault.device == "cuda"}
+    assert phases <= at_fault
+    assert kernels - at_fault <= {"csrc/cuda/kernels/gvr.cuh", "csrc/cuda/kernels/stream.cuh"}
+
+
+def test_only_what_includes_a_fault_is_compiled_anew() -> None:
+    def names(file: str, device: str) -> set[str]:
+        return {path.name for path in affected(file, device)}
+
+    assert names("csrc/cuda/kernels/resident.cuh", "cuda") == {"resident_float32.cu"}
+    assert "common_float32.cu" in names("csrc/cuda/kernels/radix.cuh", "cuda")
+    assert names("csrc/cpu/row.cpp", "cpu") == {"row.cpp"}
+    assert {"row.cpp", "collect.cpp", "refine.cpp"} <= names("csrc/common/order.h", "cpu")
+    for fault in FAULTS:
+        assert affected(fault.file, fault.device), f"{fault.name}: no object includes its file"
+
+
+def test_a_fault_s_own_test_exists() -> None:
+    for fault in FAULTS:
+        if fault.test is not None:
+            file, _, function = fault.test.partition("::")
+            assert f"def {function}(" in (ROOT / file).read_text(), fault.name
 
 
 def test_a_command_that_never_ends_is_stopped(tmp_path: Path) -> None:
