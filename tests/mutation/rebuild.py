@@ -9,6 +9,7 @@ nothing that it does not touch can differ.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -51,6 +52,15 @@ def affected(file: str, device: str) -> list[Path]:
     return [path.relative_to(ROOT) for path in sources if (ROOT / file) in _includes(path)]
 
 
+def _ninja() -> str:
+    """That of this Python's environment, as torch's build takes it, or that of the system."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    found = shutil.which("ninja", path=places)
+    if found is None:
+        raise NotBuilt("no ninja in this Python's environment or on the PATH")
+    return found
+
+
 class Built:
     """The extension of this checkout, as `make build` left it."""
 
@@ -63,8 +73,12 @@ class Built:
         if not (self.folder / "build.ninja").is_file() or not record.is_file():
             raise NotBuilt("no extension was built here: run `make build` first")
         self.cuda = json.loads(record.read_text())["cuda"] is not None
-        ninja = ["ninja", "-C", str(self.folder), "-t", "compdb", "compile", "cuda_compile"]
-        told = subprocess.run(ninja, capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(
+            [_ninja(), "-C", str(self.folder), "-t", "compdb", "compile", "cuda_compile"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         entries = json.loads(told[told.index("[") :])
         self.commands = {Path(e["file"]).relative_to(ROOT): e["command"] for e in entries}
         self.objects = {Path(e["file"]).relative_to(ROOT): Path(e["output"]) for e in entries}

@@ -114,7 +114,8 @@ class Copy:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(self.folder), **variables},
+            # One process: a test of seconds is not worth workers of its own.
+            env={**os.environ, "PYTHONPATH": str(self.folder), "PYTEST_ADDOPTS": "", **variables},
         )
         try:
             return process.wait(timeout)
