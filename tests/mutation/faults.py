@@ -577,14 +577,6 @@ ON_RESIDENT = [
         test="tests/hazards/test_selection.py::test_exactly_a_buffer_and_one_more",
     ),
     Fault(
-        "resident: undershoot unnoticed",
-        RESIDENT,
-        "if (bin < 0 || scratch.inside",
-        "if (scratch.inside",
-        "a bound above the K-th score proves nothing",
-        device="cuda",
-    ),
-    Fault(
         "resident: the best bin is closed above",
         RESIDENT,
         "const int to = bin == kThreads - 1 ? INT32_MAX : from;",

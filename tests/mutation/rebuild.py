@@ -19,7 +19,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a fault of a device is looked for in. The operators in csrc/ops stay as they are: they take
@@ -102,8 +101,10 @@ class Built:
         libraries = ["c10", "torch", "torch_cpu", "torch_python"]
         folders = [Path(torch.__file__).parent / "lib"]
         if self.cuda:
+            from torch.utils.cpp_extension import CUDA_HOME  # it warns where there is no GPU
+
             libraries += ["cudart", "c10_cuda", "torch_cuda"]
-            folders += [Path(cpp_extension.CUDA_HOME or "/usr/local/cuda") / "lib64"]
+            folders += [Path(CUDA_HOME or "/usr/local/cuda") / "lib64"]
         command = ["c++", "-shared", "-fopenmp", *map(str, [*made, *kept])]
         command += [f"-L{folder}" for folder in folders] + [f"-l{name}" for name in libraries]
         return [*command, "-o", str(copy / "gvr_topk" / self.library.name)]

@@ -7,8 +7,8 @@
 
 Needs the extension that `make build` leaves (rebuild.py). The copies build and test on their own,
 several at a time; the sources here stay as they are. The exit code is 0 only if every fault found
-its place, compiled, and was noticed. With --seconds no fault is begun after that time: those that
-are left out are named, and --resume with the same --out does them.
+its place, compiled, and was noticed. After --seconds it ends: faults that are left out then are
+named, and --resume with the same --out does them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -50,6 +51,7 @@ STATE = ("tests/hazards/test_state.py", "tests/hazards/test_coverage.py")
 # On the GPU a small call costs hardly less than a large one, but shows as much.
 ON_GPU = ("--device", "cuda", "--dtype", "fp32", "--most-rows", "48")
 ONLY_GPU = ("-k", "cuda and not fp16 and not bf16")
+FAMILIES = ("gvr", "resident", "stream", "radix")  # kernels, and what tests call them
 
 # What is asked after the C++ tests, and after the fault's own test: name, seconds, arguments.
 COMMANDS: dict[str, list[tuple[str, float, list[str]]]] = {
@@ -90,6 +92,14 @@ class Outcome:
     compiled: list[str] = field(default_factory=list)  # of the extension; none: C++ tests noticed
 
 
+class Unusable(RuntimeError):
+    """The tests fail without a fault: they would notice any."""
+
+
+class OutOfTime(Exception):
+    """The end of --seconds: what is being asked has no answer."""
+
+
 class Copy:
     """A copy of the sources with a build of its own, used for one fault after the other."""
 
@@ -108,6 +118,7 @@ class Copy:
 
     def run(self, command: list[str], timeout: float, **variables: str) -> int | None:
         """The exit code; None where the time was over. What it started ends with it."""
+        left = max(0.0, self.end - perf_counter())
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -118,10 +129,12 @@ class Copy:
             env={**os.environ, "PYTHONPATH": str(self.folder), "PYTEST_ADDOPTS": "", **variables},
         )
         try:
-            return process.wait(timeout)
+            return process.wait(min(timeout, left))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if left < timeout:
+                raise OutOfTime from None
             return None
 
     def build_cpp(self, name: str) -> bool:
@@ -175,7 +188,7 @@ class Copy:
             return None
         commands = COMMANDS[self.device]
         if fault.test is not None:
-            words = [*PYTEST, *(ONLY_GPU if self.device == "cuda" else ()), fault.test]
+            words = [*PYTEST, *self._only(fault), fault.test]
             commands = [(fault.test, 150.0, words), *commands]
         if fault.tool is None:
             return self._ask(commands, outcome)
@@ -184,6 +197,13 @@ class Copy:
             or self._ask_sanitizer(fault)
             or self._ask(commands[1:], outcome)
         )
+
+    def _only(self, fault: Fault) -> tuple[str, ...]:
+        """Of a fault's own test: what runs on the device, by the family at fault."""
+        if self.device == "cpu":
+            return ()
+        family = Path(fault.file).stem
+        return (ONLY_GPU[0], f"{ONLY_GPU[1]} and {family}") if family in FAMILIES else ONLY_GPU
 
     def _ask_sanitizer(self, fault: Fault) -> str | None:
         """The tool over the calls of the kernels at fault; only a finding is an answer."""
@@ -264,7 +284,8 @@ def run_all(
     report: Callable[[list[Outcome]], None],
 ) -> list[Outcome]:
     """The outcomes; without those of faults for which no time was left."""
-    began, built = perf_counter(), Built()
+    end, built = perf_counter() + arguments.seconds, Built()
+    problems: list[str] = []
     work: queue.SimpleQueue[Fault] = queue.SimpleQueue()
     outcomes: list[Outcome] = []
     # Those that take longest to compile first.
@@ -278,14 +299,12 @@ def run_all(
             )
     jobs = max(1, (os.cpu_count() or 1) // arguments.workers)
 
-    def worker(number: int) -> None:
-        copy = Copy(folder / str(number), arguments.device, built, jobs, arguments.timeout)
-        problem = copy.baseline()
-        if problem is None and number == 0:
-            problem = copy.sound()
+    def work_off(number: int) -> None:
+        copy = Copy(folder / str(number), arguments.device, built, jobs, arguments.timeout, end)
+        problem = copy.baseline() or (copy.sound() if number == 0 else None)
         if problem is not None:
-            raise RuntimeError(problem)
-        while perf_counter() - began < arguments.seconds:
+            problems.append(problem)
+        while not problems:
             try:
                 fault = work.get_nowait()
             except queue.Empty:
@@ -296,8 +315,14 @@ def run_all(
             by = f" by {outcome.by}" if outcome.by else ""
             print(f"{outcome.outcome:9} {fault.name}{by} ({outcome.seconds} s)", flush=True)
 
+    def worker(number: int) -> None:
+        with suppress(OutOfTime):
+            work_off(number)
+
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(worker, range(arguments.workers)))
+    if problems:
+        raise Unusable("; ".join(problems))
     return outcomes
 
 
@@ -307,9 +332,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="copies at work at once")
     parser.add_argument("--timeout", type=float, default=90, help="seconds of one C++ test")
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no fault after so long"
-    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="the end of all of it")
     parser.add_argument("--part", metavar="I/N", help="every N-th fault, beginning with the I-th")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument(
@@ -350,7 +373,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gvr-mutation-") as folder:
         try:
             outcomes = run_all(chosen, arguments, Path(folder), report)
-        except NotBuilt as error:
+        except (NotBuilt, Unusable) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     report(outcomes)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import run
 from faults import FAULTS
 from rebuild import affected
-from run import CPP_TESTS, Copy, misplaced
+from run import CPP_TESTS, Copy, OutOfTime, misplaced
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -61,10 +65,32 @@ def test_a_fault_s_own_test_exists() -> None:
 
 def test_a_command_that_never_ends_is_stopped(tmp_path: Path) -> None:
     copy = Copy.__new__(Copy)
-    copy.folder = tmp_path
+    copy.folder, copy.end = tmp_path, float("inf")
     assert copy.run([sys.executable, "-c", "pass"], 60) == 0
     assert copy.run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
     assert copy.run([sys.executable, "-c", "while True: pass"], 1) is None
+    copy.end = perf_counter() + 1
+    with pytest.raises(OutOfTime):  # which is no answer, so nothing was noticed
+        copy.run([sys.executable, "-c", "while True: pass"], 60)
+
+
+@pytest.mark.parametrize("code, outcome", [(0, "survived"), (1, "caught"), (4, "not tested")])
+def test_only_a_test_that_ran_and_failed_notices(
+    code: int, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest and the fuzzer say 2 and more where they tested nothing."""
+    copy = Copy.__new__(Copy)
+    copy.folder, copy.end, copy.device = tmp_path, float("inf"), "cuda"
+    monkeypatch.setattr(copy, "build_extension", lambda sources: True)
+    stand_in = ("stand-in", 60.0, ["-c", f"raise SystemExit({code})"])
+    monkeypatch.setitem(run.COMMANDS, "cuda", [stand_in])
+    fault = next(fault for fault in FAULTS if fault.device == "cuda" and not fault.test)
+    (tmp_path / fault.file).parent.mkdir(parents=True)
+    (tmp_path / fault.file).write_text(fault.old)
+    judged = copy.judge(fault)
+    assert judged.outcome == outcome and (judged.by is None) == (code == 0)
+    assert (tmp_path / fault.file).read_text() == fault.old
+    assert judged.compiled
 
 
 def test_the_tests_that_judge_are_built_by_cmake() -> None:
