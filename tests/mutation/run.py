@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from faults import FAULTS, Fault
+from fault import Fault
+from faults import FAULTS
 from rebuild import ROOT, Built, NotBuilt, affected
 
 from gvr_topk.bench import environment
