@@ -148,6 +148,9 @@ class Campaign:
             stats = check(drawn.case, self.subject)
         except _ERRORS as error:
             usable = _usable(options.device)
+            # Checked, so that `--cases 1` repeats this call and no other.
+            self.calls += 1
+            self.cases += drawn.case.rows
             self.failures.append(self._failure(call, drawn, error, usable))
             return usable
         self._count(drawn, stats)

@@ -47,7 +47,7 @@ class Scale:
 
 
 # On a GPU a call has a price of its own, whatever its rows: many of them share it.
-SCALES = {"cpu": Scale(16, 20_000, 150_000, 4), "cuda": Scale(16_384, 2_000_000, 300_000, 12)}
+SCALES = {"cpu": Scale(64, 40_000, 150_000, 8), "cuda": Scale(16_384, 2_000_000, 300_000, 12)}
 # A chunk of one score in a row of 300,000 takes seconds and shows nothing that 2,000 do not.
 _MOST_CHUNKS = 2048
 

@@ -57,7 +57,7 @@ FAMILIES = ("gvr", "resident", "stream", "radix")  # kernels, and what tests cal
 # What is asked after the C++ tests, and after the fault's own test: name, seconds, arguments.
 COMMANDS: dict[str, list[tuple[str, float, list[str]]]] = {
     "cpu": [
-        ("fuzz", 600.0, [*FUZZ, "--device", "cpu", "--cases", "8000"]),
+        ("fuzz", 600.0, [*FUZZ, "--device", "cpu", "--most-rows", "16", "--cases", "8000"]),
         (
             "pytest ops, state, coverage",
             600.0,
