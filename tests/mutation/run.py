@@ -76,7 +76,7 @@ COMMANDS: dict[str, list[tuple[str, float, list[str]]]] = {
         ("pytest selection", 150.0, [*PYTEST, *ONLY_GPU, "tests/hazards/test_selection.py"]),
     ],
 }
-_TOOL_SECONDS = 60.0
+_TOOL_SECONDS = 90.0
 _LEAST_TIMEOUT = 15.0  # of a C++ test, seconds
 _SLOWER = 6.0  # than without the fault: then it has no end
 
