@@ -50,7 +50,8 @@ test: build
 	    -DGVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)" && \
 	  cmake --build $(CPP_BUILD) --parallel "$${MAX_JOBS:-$$(nproc)}"; } || status=1; \
 	"$$python" -m pytest || status=1; \
-	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error || status=1; \
+	ctest --test-dir $(CPP_BUILD) --output-on-failure --no-tests=error \
+	  --parallel "$${MAX_JOBS:-$$(nproc)}" || status=1; \
 	exit $$status
 
 # Reads the sources; the extension is not needed.
@@ -91,10 +92,12 @@ sanitize:
 	cmake -S tests/cpp -B $(SANITIZE_BUILD) -DGVR_SANITIZE=ON -DPython_EXECUTABLE="$$python" \
 	  -DGVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)"; \
 	cmake --build $(SANITIZE_BUILD) --parallel "$${MAX_JOBS:-$$(nproc)}"; \
-	ctest --test-dir $(SANITIZE_BUILD) --output-on-failure --no-tests=error
+	ctest --test-dir $(SANITIZE_BUILD) --output-on-failure --no-tests=error \
+	  --parallel "$${MAX_JOBS:-$$(nproc)}"
 
-# Copies of the sources are built apart; the CUDA faults need a GPU: tests/mutation/run.py.
-mutation:
+# Copies of the sources, linked to the objects of the build; the CUDA faults need a GPU:
+# tests/mutation/run.py.
+mutation: build
 	@python="$(PY)"; \
 	GVR_CATCH2_INCLUDE="$(GVR_CATCH2_INCLUDE)" "$$python" tests/mutation/run.py --device cpu --workers "$${MAX_JOBS:-$$(nproc)}" \
 	  --out build/mutation-cpu.json

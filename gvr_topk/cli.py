@@ -217,18 +217,23 @@ def fuzz(
     ] = None,
     most_failures: Annotated[int, typer.Option(help="Stop after so many.")] = 5,
     seconds: Annotated[float | None, typer.Option(help="Start no call after so long.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the calls.")] = 1,
+    most_rows: Annotated[
+        int | None, typer.Option(help="Rows of one call; unset: as many as fit.")
+    ] = None,
+    shrink_seconds: Annotated[float, typer.Option(help="For making a failure small.")] = 60.0,
     out: Annotated[Path | None, typer.Option(help="Evidence to write, as JSON.")] = None,
     replay: Annotated[Path | None, typer.Option(help="Check this saved call instead.")] = None,
 ) -> None:
     """Check random hostile calls against an exact oracle, bit for bit.
 
-    The exit code is 0 only if every case was exact. A failure is shrunk, saved, and told with the
-    command that repeats it.
+    The exit code is 0 only if every case was exact. A failure is shrunk, saved in a folder beside
+    the evidence, and told with the command that repeats it.
 
     \b
     Examples:
       python -m gvr_topk fuzz --device cpu --cases 20000 --seed 7
-      python -m gvr_topk fuzz --device cuda --cases 5000000 --out h200-fuzz.json
+      python -m gvr_topk fuzz --device cuda --cases 5000000 --workers 8 --out h200-fuzz.json
       python -m gvr_topk fuzz --rows random_bits --rows constant
     """
     with _user_errors():
@@ -244,6 +249,9 @@ def fuzz(
             tuple(dtype or ()),
             most_failures,
             seconds,
+            workers,
+            most_rows,
+            shrink_seconds,
         )
         check_arguments(options)
         if replay is not None and not replay.is_file():

@@ -44,6 +44,10 @@ class Device(NamedTuple):
             widest if capability >= 90 else 1,
         )
 
+    def limits(self) -> dict[str, int]:
+        """Everything but the name: what the choice is made from."""
+        return {name: value for name, value in self._asdict().items() if name != "name"}
+
 
 H200 = Device("NVIDIA H200", 132, 90, 227 * 1024, 16)
 
@@ -109,10 +113,7 @@ class _Call:
             "dtype": self.dtype,
             "has_hint": self.has_hint,
             "algorithm": self.algorithm,
-            "sm_count": self.device.sm_count,
-            "capability": self.device.capability,
-            "shared_bytes_per_block": self.device.shared_bytes_per_block,
-            "max_cluster": self.device.max_cluster,
+            **self.device.limits(),
         }
         return _C.make_plan(**{**arguments, **changes})
 

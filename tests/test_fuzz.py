@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +19,16 @@ from torch import Tensor
 
 import gvr_topk
 from gvr_topk.cli import main
-from gvr_topk.fuzz.campaign import Campaign, Options, replay
+from gvr_topk.fuzz.campaign import Campaign, Options, Tally, replay
 from gvr_topk.fuzz.case import APIS, Case, Mismatch, check
 from gvr_topk.fuzz.draw import ALGORITHMS, DTYPES, LAYOUTS, draw
 from gvr_topk.fuzz.shrink import shrink
+from gvr_topk.fuzz.workers import run_workers
 
 
 def test_the_library_is_exact(device: str) -> None:
-    cases = 4000 if device == "cpu" else 60_000
-    evidence = Campaign(Options(device, cases, seed=20)).run()
+    cases, most_rows = (4000, 16) if device == "cpu" else (60_000, None)
+    evidence = Campaign(Options(device, cases, seed=20, most_rows=most_rows)).run()
     assert evidence["failures"] == [] and evidence["problem"] is None
     assert evidence["cases"] >= cases
     for name in ("rows", "hints", "dtypes", "algorithms", "apis", "layouts", "lengths"):
@@ -59,6 +63,15 @@ def test_a_call_is_a_function_of_its_seed_and_number(device: str) -> None:
                 )
                 again = other.contiguous().view(same.dtype)
                 assert torch.equal(same, again), name
+
+
+def test_calls_may_be_kept_small_and_the_command_says_so(tmp_path: Path) -> None:
+    drawn = [draw(3, number, "cpu", most_rows=4) for number in range(60)]
+    assert max(call.case.rows for call in drawn) == 4
+    options = Options("cpu", 500, seed=4, most_rows=4, most_failures=1, shrink_seconds=0.0)
+    [failure] = Campaign(options, subject=_faulty(_forgets_one)).run()["failures"]
+    assert failure["command"].endswith(" --most-rows 4")
+    assert failure["shrunk"] == failure["given"], "no time to shrink"
 
 
 def _faulty(change: Callable[[Tensor, Tensor], Tensor]) -> SimpleNamespace:
@@ -227,6 +240,68 @@ def test_the_command_writes_evidence(tmp_path: Path, capsys: pytest.CaptureFixtu
     evidence = json.loads(out.read_text())
     assert evidence["kind"] == "fuzz-evidence" and evidence["cases"] >= 300
     assert evidence["options"]["seed"] == 9 and evidence["environment"]["torch"]
+    assert [path.name for path in tmp_path.iterdir()] == ["fuzz.json"], "no failure, no folder"
+
+
+def test_the_command_puts_failures_into_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "fuzz.json"
+
+    def refuses(case: Case, subject: Any) -> None:
+        raise Mismatch("planted")
+
+    monkeypatch.setattr("gvr_topk.fuzz.campaign.check", refuses)
+    arguments = ["--device", "cpu", "--cases", "3000", "--seed", "9", "--most-failures", "2"]
+    assert main(["fuzz", *arguments, "--out", str(out)]) == 1
+    failures = json.loads(out.read_text())["failures"]
+    folder = tmp_path / "fuzz-failures"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f["file"] for f in failures)
+    assert f"--replay {folder / failures[0]['file']}" in capsys.readouterr().out
+
+
+def test_workers_share_the_calls_and_leave_one_record(tmp_path: Path) -> None:
+    """Worker w takes every W-th call: together exactly those of one process, each once."""
+    seen = []
+    options = Options("cpu", 200, seed=8, workers=2)
+    record = run_workers(options, failures_to=None, progress=lambda *at: seen.append(at))
+    assert record["cases"] >= 200 and record["failures"] == [] and record["problem"] is None
+    assert record["options"]["workers"] == 2
+    assert seen and all(failures == 0 for _, failures in seen)
+    for name in ("rows", "hints", "dtypes", "algorithms", "apis", "layouts", "lengths"):
+        assert sum(record["counts"][name].values()) == record["cases"], name
+
+    words = [0] * 3 * Tally.WORDS
+    parts = [Campaign(options, worker=w, tally=Tally(words, w)) for w in range(3)]
+    numbers = [[] for _ in parts]
+    for part, calls in zip(parts, numbers, strict=True):
+        part.one = lambda call, calls=calls, part=part: calls.append(call) or _counts(part)
+        part.options = Options("cpu", 7, seed=8, first_call=10, workers=3)
+    for part in parts:
+        part.run()
+    assert numbers == [[10, 13, 16, 19, 22, 25, 28], [11], [12]]  # the first one did it all
+    assert Tally(words).totals() == (9, 0) and Tally(words).call_of(0) == 28
+
+
+def _counts(campaign: Campaign) -> bool:
+    campaign.cases += 1
+    return True
+
+
+def test_a_worker_that_dies_is_told_with_its_call() -> None:
+    killed: list[int] = []
+
+    def kill_one(cases: int, failures: int) -> None:
+        if cases > 0 and not killed:
+            victim = next(iter(multiprocessing.active_children()))
+            killed.append(victim.pid or 0)
+            os.kill(victim.pid or 0, signal.SIGKILL)
+
+    options = Options("cpu", 10**9, seed=8, workers=2, seconds=8.0)
+    record = run_workers(options, failures_to=None, progress=kill_one)
+    assert killed and record["cases"] > 0
+    assert "ended with exit code -9 in call" in record["problem"]
+    assert "stopped after 8 s" in record["problem"]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +310,8 @@ def test_the_command_writes_evidence(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--rows", "nonsense"], "--rows: got 'nonsense', need one of"),
         (["--dtype", "fp8"], "--dtype: got 'fp8', need one of fp32, bf16, fp16"),
         (["--cases", "0"], "--cases: got 0, need at least 1"),
+        (["--workers", "0"], "--workers: got 0, need at least 1"),
+        (["--most-rows", "0"], "--most-rows: got 0, need at least 1"),
         (["--first-call", "-1"], "--first-call: got -1"),
         (["--replay", "nowhere.pt"], "nowhere.pt: no such file"),
         (["--cases", "many"], "cases"),

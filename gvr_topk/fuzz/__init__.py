@@ -9,4 +9,5 @@ case          one call: its input, how it is made, whether it is answered exactl
 draw          a call as a function of (seed, number)
 shrink        the smallest call that still fails
 campaign      many calls, counted, with evidence
+workers       a campaign on several processes
 """

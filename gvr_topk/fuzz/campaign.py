@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 from time import monotonic
@@ -21,7 +21,6 @@ from .draw import Drawn, draw
 from .shrink import shrink
 
 SCHEMA = 1
-_SHRINK_SECONDS = 60.0
 # Of a valid call: a wrong answer, a refusal, or an error of the device.
 _ERRORS = (AssertionError, RuntimeError, ValueError, TypeError, IndexError)
 
@@ -38,6 +37,9 @@ class Options:
     dtypes: tuple[str, ...] = ()  # none: all
     most_failures: int = 5
     seconds: float | None = None  # after which no further call starts
+    workers: int = 1  # processes, see workers.py
+    most_rows: int | None = None  # of one call; part of what a call is a function of
+    shrink_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,32 @@ class Failure:
     file: str | None
 
 
+class Tally:
+    """How far each process of a campaign is: its cases, its failures, the call it is at.
+
+    Every worker writes its own three words; those of all are read without a lock.
+    """
+
+    WORDS = 3
+
+    def __init__(self, words: MutableSequence[int] | None = None, worker: int = 0) -> None:
+        self.words = [0] * self.WORDS if words is None else words
+        self.first = self.WORDS * worker
+
+    def tell(self, cases: int, failures: int, call: int) -> None:
+        self.words[self.first : self.first + self.WORDS] = [cases, failures, call]
+
+    def totals(self) -> tuple[int, int]:
+        """(cases, failures) of all processes."""
+        return sum(self.words[0 :: self.WORDS]), sum(self.words[1 :: self.WORDS])
+
+    def call_of(self, worker: int) -> int:
+        return self.words[self.WORDS * worker + 2]
+
+
 class Campaign:
-    """Runs calls first_call, first_call + 1, ... until as many cases as wanted were checked."""
+    """Runs calls first_call + worker, and then every `workers`-th, until all workers together have
+    checked as many cases as wanted."""
 
     def __init__(
         self,
@@ -60,11 +86,15 @@ class Campaign:
         subject: Subject = gvr_topk,
         failures_to: FilePath | None = None,
         progress: Callable[[int, int], None] = lambda cases, failures: None,
+        worker: int = 0,
+        tally: Tally | None = None,
     ) -> None:
         self.options = options
         self.subject = subject
         self.failures_to = failures_to
         self.progress = progress
+        self.worker = worker
+        self.tally = Tally() if tally is None else tally
         self.counts: dict[str, Counter[str]] = {
             name: Counter()
             for name in (
@@ -77,24 +107,28 @@ class Campaign:
 
     def run(self) -> dict[str, Any]:
         """The evidence: environment, counts, failures."""
-        began = monotonic()
-        call = self.options.first_call
-        problem = None
-        while self.cases < self.options.cases and len(self.failures) < self.options.most_failures:
-            if self.options.seconds is not None and monotonic() - began > self.options.seconds:
-                problem = f"stopped after {self.options.seconds:g} s"
+        options, began, problem = self.options, monotonic(), None
+        call = options.first_call + self.worker
+        cases = failures = 0
+        while cases < options.cases and failures < options.most_failures:
+            if options.seconds is not None and monotonic() - began > options.seconds:
+                problem = f"stopped after {options.seconds:g} s"
                 break
-            if not self.one(call):
+            self.tally.tell(self.cases, len(self.failures), call)
+            usable = self.one(call)
+            self.tally.tell(self.cases, len(self.failures), call)
+            if not usable:
                 problem = "the device is lost: every later call would fail"
                 break
-            call += 1
-            self.progress(self.cases, len(self.failures))
+            call += options.workers
+            cases, failures = self.tally.totals()
+            self.progress(cases, failures)
         return {
             "schema": SCHEMA,
             "kind": "fuzz-evidence",
             "environment": environment.describe(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "options": asdict(self.options),
+            "options": asdict(options),
             "seconds": round(monotonic() - began, 1),
             "problem": problem,
             "cases": self.cases,
@@ -107,11 +141,16 @@ class Campaign:
     def one(self, call: int) -> bool:
         """Call number `call`; False when the device can no longer be used."""
         options = self.options
-        drawn = draw(options.seed, call, options.device, options.rows, options.dtypes)
+        drawn = draw(
+            options.seed, call, options.device, options.rows, options.dtypes, options.most_rows
+        )
         try:
             stats = check(drawn.case, self.subject)
         except _ERRORS as error:
             usable = _usable(options.device)
+            # Checked, so that `--cases 1` repeats this call and no other.
+            self.calls += 1
+            self.cases += drawn.case.rows
             self.failures.append(self._failure(call, drawn, error, usable))
             return usable
         self._count(drawn, stats)
@@ -125,10 +164,14 @@ class Campaign:
         )
         for option, names in (("rows", self.options.rows), ("dtype", self.options.dtypes)):
             command += "".join(f" --{option} {name}" for name in names)
+        if self.options.most_rows is not None:
+            command += f" --most-rows {self.options.most_rows}"
         smallest = drawn.case
         if usable:
             smallest = shrink(
-                drawn.case, lambda case: self._fails(case, type(error)), seconds=_SHRINK_SECONDS
+                drawn.case,
+                lambda case: self._fails(case, type(error)),
+                seconds=self.options.shrink_seconds,
             )
         file = None
         if usable and self.failures_to is not None:

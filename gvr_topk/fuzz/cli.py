@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .campaign import Campaign, Options, replay
 from .draw import DTYPES
 from .rows import row_names
+from .workers import run_workers
 
 
 def check_arguments(options: Options) -> None:
@@ -24,10 +25,12 @@ def check_arguments(options: Options) -> None:
         for name in given:
             if name not in known:
                 raise ValueError(f"--{option}: got {name!r}, need one of {', '.join(known)}")
-    for name in ("cases", "most_failures"):
+    for name in ("cases", "most_failures", "workers"):
         if getattr(options, name) < 1:
             text = name.replace("_", "-")
             raise ValueError(f"--{text}: got {getattr(options, name)}, need at least 1")
+    if options.most_rows is not None and options.most_rows < 1:
+        raise ValueError(f"--most-rows: got {options.most_rows}, need at least 1")
     if options.first_call < 0:
         raise ValueError(f"--first-call: got {options.first_call}, need at least 0")
 
@@ -43,23 +46,29 @@ def run(options: Options, out: Path | None) -> int:
             described = f"cases, {failures} failed" if failures else "cases"
             bar.update(task, completed=min(cases, options.cases), description=described)
 
-        folder = out.parent if out else Path()
-        evidence = Campaign(options, failures_to=folder, progress=advance).run()
+        # Made by the first failure: a campaign without one leaves its evidence alone.
+        folder = out.with_name(f"{out.stem}-failures") if out else Path("fuzz-failures")
+        run_campaign = run_workers if options.workers > 1 else _run_here
+        evidence = run_campaign(options, failures_to=folder, progress=advance)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(evidence, indent=1) + "\n")
-    _report(evidence, console)
+    _report(evidence, folder, console)
     return 1 if evidence["failures"] or evidence["problem"] else 0
 
 
-def _report(evidence: dict[str, Any], console: Console) -> None:
+def _run_here(options: Options, **wanted: Any) -> dict[str, Any]:
+    return Campaign(options, **wanted).run()
+
+
+def _report(evidence: dict[str, Any], folder: Path, console: Console) -> None:
     for failure in evidence["failures"]:
         print(f"failed: {failure['problem']}")
         print(f"  given   {failure['given']}")
         print(f"  shrunk  {failure['shrunk']}")
         print(f"  repeat  {failure['command']}")
         if failure["file"]:
-            print(f"  or      python -m gvr_topk.fuzz --replay {failure['file']}")
+            print(f"  or      python -m gvr_topk.fuzz --replay {folder / failure['file']}")
     print(
         f"{evidence['cases']:,} cases in {evidence['calls']:,} calls on "
         f"{evidence['options']['device']}, {evidence['scores']:,} scores, "

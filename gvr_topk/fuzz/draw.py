@@ -25,6 +25,7 @@ LAYOUTS = ("dense", "padded", "offset", "expanded")
 # 0 leaves the choice to the plan. The least staging is k + 32 entries.
 _OVERRIDES = {
     "ctas_per_row": (0, 0, 1, 2, 4, 8, 16),
+    "threads": (0, 0, 512, 1024),
     "staging": (0, 0, 1, 40, 300),
     "chunk": (0, 0, 1, 32, 100, 1000),
     "rank_capacity": (0, 0, 1, 5, 64),
@@ -36,14 +37,19 @@ _OVERRIDES = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How large calls are: rows and scores of one, and the length of the longest rows."""
+    """How large calls are: rows and scores of one, the length of the longest rows, and how many
+    groups of rows have kinds and hints of their own."""
 
     rows: int
     scores: int
     longest: int
+    groups: int
 
 
-SCALES = {"cpu": Scale(16, 20_000, 150_000), "cuda": Scale(4096, 6_000_000, 300_000)}
+# On a GPU a call has a price of its own, whatever its rows: many of them share it.
+SCALES = {"cpu": Scale(64, 40_000, 150_000, 8), "cuda": Scale(16_384, 2_000_000, 300_000, 12)}
+# A chunk of one score in a row of 300,000 takes seconds and shows nothing that 2,000 do not.
+_MOST_CHUNKS = 2048
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def draw(
     device: str,
     kinds: tuple[str, ...] = (),
     dtypes: tuple[str, ...] = (),
+    most_rows: int | None = None,
 ) -> Drawn:
     """Call `number` of `seed`; `kinds` of rows and `dtypes` to choose from, none: all."""
     r = random.Random(f"{seed}/{number}")
@@ -70,13 +77,13 @@ def draw(
     k = _winners(r, n)
     next_n = r.choice((1, 1, 1, 2, 4))
     layout = r.choice(("dense", *LAYOUTS))
-    rows = max(1, min(scale.rows, scale.scores // (n + k)))
+    rows = max(1, min(scale.rows, scale.scores // (n + k), most_rows or scale.rows))
     if layout == "expanded" or k > 4096:
         rows = min(rows, 8)
     rows = max(rows // next_n, 1) * next_n
     dtype = r.choice(dtypes or tuple(DTYPES))
     scores, hint, groups = _rows_and_hints(
-        r, rows, n, k, device, DTYPES[dtype], kinds or tuple(row_names())
+        r, (rows, n, k), scale.groups, device, DTYPES[dtype], kinds or tuple(row_names())
     )
     if layout == "expanded":
         kind = groups[0][0]
@@ -93,7 +100,7 @@ def draw(
         hint_offset=r.choice((0,) * 6 + (1, -1, n, INT32_MAX, -INT32_MAX)),
         sorted=r.random() < 0.25,
         algorithm=r.choice(ALGORITHMS),
-        tuning=_tuning(r),
+        tuning=_tuning(r, n),
         threads=r.choice((1,) * 8 + (2, 3)) if scores.is_cpu else 1,
         **window,
     )
@@ -126,16 +133,16 @@ def _winners(r: random.Random, n: int) -> int:
 
 def _rows_and_hints(
     r: random.Random,
-    rows: int,
-    n: int,
-    k: int,
+    shape: tuple[int, int, int],
+    most_groups: int,
     device: str,
     dtype: torch.dtype,
     kinds: tuple[str, ...],
 ) -> tuple[Tensor, Tensor | None, tuple[tuple[str, str, int], ...]]:
-    """Up to four groups, each of one kind of rows and one kind of hints."""
+    """(rows, n, k) -> up to so many groups, each of one kind of rows and one kind of hints."""
+    rows, n, k = shape
     hinted = r.random() < 0.85
-    cuts = sorted({0, rows, *(r.randint(0, rows) for _ in range(r.randint(0, 3)))})
+    cuts = sorted({0, rows, *(r.randint(0, rows) for _ in range(r.randint(0, most_groups - 1)))})
     scores, hints, groups = [], [], []
     for first, last in itertools.pairwise(cuts):
         kind, count = r.choice(kinds), last - first
@@ -220,10 +227,12 @@ def _thin(r: random.Random, hint: Tensor | None, next_n: int) -> Tensor | None:
     return torch.cat([hint, hint[:, : r.randint(0, hint.shape[1])]], dim=1)
 
 
-def _tuning(r: random.Random) -> dict[str, int]:
+def _tuning(r: random.Random, n: int) -> dict[str, int]:
     if r.random() < 0.3:
         return {}
     chosen = {name: r.choice(values) for name, values in _OVERRIDES.items()}
+    if chosen["chunk"]:
+        chosen["chunk"] = max(chosen["chunk"], -(-n // _MOST_CHUNKS))
     return {name: value for name, value in chosen.items() if value}
 
 

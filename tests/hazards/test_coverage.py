@@ -13,6 +13,8 @@ from oracle import assert_exact, exact_answer
 from torch import Tensor
 
 import gvr_topk
+from gvr_topk import _C
+from gvr_topk.plan import Device
 from gvr_topk.stats import Path, Stats
 from gvr_topk.testing import tuning
 
@@ -56,9 +58,9 @@ WAYS: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
     ("gvr", "a hint without a winner"): lambda s: (s.hint_valid == K) & (s.hint_hits == 0),
     ("gvr", "a hint without a position"): lambda s: s.hint_valid == 0,
     ("resident", "one read"): lambda s: (s.passes == 1) & (s.refine_rounds == 1),
-    ("resident", "ended as stream"): lambda s: s.passes >= 2,
-    ("resident", "ended as stream, overflow"): lambda s: _some(s, "overflows"),
-    ("resident", "ended as stream, undershoot"): lambda s: _some(s, "undershoots"),
+    # What follows when shared memory alone cannot answer is another phase's, with its own ways.
+    ("resident", "ended elsewhere"): lambda s: s.passes > 1,
+    ("resident", "ended elsewhere, in rounds"): lambda s: (s.passes > 1) & (s.refine_rounds > 1),
     ("radix", "some digits suffice"): lambda s: s.passes < 4,
     ("radix", "every digit of the score"): lambda s: s.passes >= 4,
 }
@@ -89,6 +91,46 @@ def test_every_way_through_a_family_is_taken(family: str, device: str) -> None:
     assert all(taken.values()), f"rows by way: {taken}"
 
 
+# How a resident row may be made to end, and what its telemetry then shows in some row.
+RESIDENT_ENDS: dict[str, tuple[dict[str, int], Callable[[Stats], Tensor]]] = {
+    "ranked at once": ({}, lambda s: s.passes == 1),
+    "too many ties to rank": ({}, lambda s: s.passes > 1),
+    "hardly anything may be ranked": ({"rank_capacity": 1}, lambda s: s.passes > 1),
+    "the fall back is tight": (
+        {"staging": 1, "chunk": 32, "rank_capacity": 1},
+        lambda s: s.passes > 1,
+    ),
+    "nothing may be ranked": ({"force_undershoot": 1}, lambda s: s.passes > 1),
+    "no guess, and the fall back is tight": (
+        {"force_undershoot": 1, "staging": 1, "chunk": 32},
+        lambda s: s.passes > 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("threads", [512, 1024])
+@pytest.mark.parametrize("ctas", [1, 2, 4, 8, 16])
+def test_every_block_and_cluster_of_resident_rows_is_entered_and_falls_back(
+    ctas: int, threads: int, device: str, dtype: torch.dtype
+) -> None:
+    if device == "cpu":
+        pytest.skip("the CPU has no shared memory to stay in: there resident is stream")
+    scores = stack_rows(row_names(), N, K, device, each=1, dtype=dtype)
+    answer = exact_answer(scores, K)
+    found = Device.of(device)
+    for name, (overrides, shows) in RESIDENT_ENDS.items():
+        with tuning(ctas_per_row=ctas, threads=threads, **overrides):
+            plan = _C.make_plan(
+                len(scores), N, K, dtype=dtype, algorithm="resident", **found.limits()
+            )
+            values, indices, stats = gvr_topk.explain(scores, K, algorithm="resident")
+        asked = ("resident", min(ctas, found.max_cluster), threads)
+        assert (plan["family"], plan["ctas_per_row"], plan["threads"]) == asked
+        assert set(stats.path.tolist()) == {Path.RESIDENT}
+        assert_exact(answer, indices, values, label=name)
+        assert bool(shows(stats).any()), name
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_continuations_are_entered_with_every_dtype(
     family: str, dtype: torch.dtype, device: str
@@ -105,11 +147,15 @@ def test_continuations_are_entered_with_every_dtype(
                 entered.add(column)
         if bool((stats.refine_rounds > 1).any()):
             entered.add("refine rounds")
+        if bool((stats.passes > 1).any()):
+            entered.add("another read")
     assert "refine rounds" in entered
-    if family != "radix":
+    if family in ("gvr", "stream"):
         assert "overflows" in entered
-    if family in ("resident", "stream"):
+    if family == "stream":
         assert "undershoots" in entered
+    if family == "resident":
+        assert "another read" in entered
 
 
 def test_counting_that_gives_up_continues_under_a_rising_threshold(device: str) -> None:

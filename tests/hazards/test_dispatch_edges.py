@@ -20,6 +20,7 @@ from generators import make_hint, make_rows
 from oracle import exact_answer
 
 from gvr_topk._C import make_plan
+from gvr_topk.plan import H200, Device
 
 LONGEST, MOST_ROWS, LARGEST_K = 300_000, 1100, 20_000
 MOST_SCORES = 4_000_000  # of one call: the oracle sorts them
@@ -28,19 +29,9 @@ CPU_LENGTHS = (16, 32, 64, 256, 1024, 4096, 32_768, 65_536, 98_304, 131_072, 196
 
 
 @lru_cache
-def _device_info() -> dict[str, int]:
-    """As csrc/cuda/launch.cpp reads it; the card of the published figures where there is none."""
-    if not torch.cuda.is_available():
-        return {}
-    properties = torch.cuda.get_device_properties(0)
-    capability = 10 * properties.major + properties.minor
-    data_center = capability in (90, 100, 103)
-    return {
-        "sm_count": properties.multi_processor_count,
-        "capability": capability,
-        "shared_bytes_per_block": properties.shared_memory_per_block_optin,
-        "max_cluster": 1 if capability < 90 else 16 if data_center else 8,
-    }
+def _limits() -> dict[str, int]:
+    """Of this machine's card; of that of the published figures where there is none."""
+    return (Device.of() if torch.cuda.is_available() else H200).limits()
 
 
 def _changes(plan_at: Callable[[int], dict[str, Any]], last: int) -> list[int]:
@@ -58,9 +49,9 @@ def _changes(plan_at: Callable[[int], dict[str, Any]], last: int) -> list[int]:
 
 
 def _choice(rows: int, n: int, k: int, algorithm: str, hinted: bool) -> dict[str, Any]:
-    """What of a plan is a choice; the staging area grows smoothly with k."""
-    plan = make_plan(rows, n, k, algorithm=algorithm, has_hint=hinted, **_device_info())
-    return {name: value for name, value in plan.items() if name != "staging"}
+    """What of a plan is a choice; the staging area grows smoothly with k, the slice with n."""
+    plan = make_plan(rows, n, k, algorithm=algorithm, has_hint=hinted, **_limits())
+    return {name: value for name, value in plan.items() if name not in ("staging", "slice")}
 
 
 def _choice_by_n(rows: int, k: int, algorithm: str, hinted: bool, n: int) -> dict[str, Any]:
@@ -100,6 +91,22 @@ def test_edges_are_found_to_the_unit() -> None:
 
     assert set(_changes(plan_at, LONGEST)) >= set(known) - {96, 97}
     assert 4097 in _changes(plan_at, 5000)
+
+
+def test_edges_of_every_family_are_among_those_that_are_tested() -> None:
+    """Cluster sizes, both blocks, and the row that no longer stays in shared memory."""
+    by_algorithm: dict[str, set[tuple[str, int, int]]] = {}
+    for algorithm in ("auto", "resident", "stream"):
+        edges = _changes(partial(_choice_by_n, 1, 64, algorithm, False), 1_200_000)
+        assert len(edges) < 60, "a field that grows with the row is no choice"
+        plans = [_choice(1, n, 64, algorithm, False) for edge in edges for n in (edge - 1, edge)]
+        by_algorithm[algorithm] = {(p["family"], p["ctas_per_row"], p["threads"]) for p in plans}
+    if _limits()["max_cluster"] == 16:
+        resident = {choice for choice in by_algorithm["resident"] if choice[0] == "resident"}
+        assert {ctas for _, ctas, _ in resident} >= {1, 4, 8, 16}
+        assert {threads for _, _, threads in resident} == {512, 1024}
+        assert "stream" in {family for family, _, _ in by_algorithm["resident"]}
+        assert {ctas for _, ctas, _ in by_algorithm["stream"]} == {1, 2, 4, 8, 16}
 
 
 @pytest.mark.parametrize("rows, k", [(1, 64), (1, 2048), (3, 512), (40, 64), (140, 16)])

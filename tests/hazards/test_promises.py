@@ -27,7 +27,8 @@ CONTRACT, WINDOWS, SHAPES, OUT = (
     "ops/test_shapes.py",
     "ops/test_out.py",
 )
-PROPERTIES = "test_properties.py"
+PROPERTIES, SERVER, KV = "test_properties.py", "ops/test_server.py", "ops/test_kv.py"
+HISTORY = "test_server_history.py"
 
 SELECTION_HAZARDS: dict[str, list[str]] = {
     "undershoot: a poor hint leaves fewer than K": [
@@ -127,6 +128,11 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
         f"{COVERAGE}::test_every_way_through_a_family_is_taken",
         f"{COVERAGE}::test_continuations_are_entered_with_every_dtype",
         f"{COVERAGE}::test_every_path_of_short_rows_is_entered",
+        f"{COVERAGE}::test_every_block_and_cluster_of_resident_rows_is_entered_and_falls_back",
+    ],
+    "a winner placed by another request's page table": [
+        f"{KV}::test_every_path_places_its_winners",
+        f"{KV}::test_keys_without_a_place_are_minus_one",
     ],
     "memory freed while a kernel runs, or not there at all": [
         f"{LIFE}::test_inputs_may_be_freed_while_the_kernel_waits",
@@ -162,19 +168,28 @@ STATE_HAZARDS: dict[str, list[str]] = {
         f"{CACHE}::test_copy_gives_dst_the_entries_of_src",
         f"{CACHE}::test_copy_may_swap",
         f"{CACHE}::test_a_rolled_back_slot_skips_hints_beyond_its_length",
+        f"{HISTORY}::test_answers_never_depend_on_the_history",
     ],
     "evicted or compacted keys are renumbered": [
         f"{STATE}::test_hints_to_renumbered_keys_are_harmless",
+        f"{SERVER}::test_remap_follows_every_key",
+        f"{SERVER}::test_one_map_serves_all_slots_and_drops_what_it_does_not_cover",
+        f"{SERVER}::test_wild_maps_drop_keys",
         f"{CACHE}::test_reset_forgets_the_given_slots_in_every_layer",
     ],
     "chunked prefill, prefix hit": [
         f"{STATE}::test_the_last_prefill_row_seeds_its_slot",
+        f"{SERVER}::test_seed_leaves_what_a_step_would",
     ],
     "preemption, disaggregation": [
         f"{STATE}::test_a_slot_moves_to_another_cache_with_its_state",
+        f"{SERVER}::test_export_and_import_move_a_request",
+        f"{SERVER}::test_an_export_travels",
     ],
     "the table: its size, its address, what an entry says": [
         f"{CACHE}::test_memory_is_reported",
+        f"{SERVER}::test_bytes_are_counted",
+        f"{SERVER}::test_few_hints_are_taken_at_even_distances",
         f"{CACHE}::test_a_narrow_cache_keeps_fewer_hints",
         f"{STATE}::test_a_short_row_remembers_no_threshold",
         f"{CACHE}::test_the_state_stays_at_its_address",

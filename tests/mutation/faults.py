@@ -8,27 +8,11 @@ Faults that change only the time of a call are no faults: the answer would be th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from fault import Fault
+from faults_cuda import ON_CUDA, ON_RESIDENT
 
 ORDER, ROWS, PLAN = "csrc/common/order.h", "csrc/common/rows.h", "csrc/common/plan.cpp"
-CPU, PHASES, KERNELS = "csrc/cpu", "csrc/cuda/phases", "csrc/cuda/kernels"
-
-
-@dataclass(frozen=True)
-class Fault:
-    name: str
-    file: str
-    old: str
-    new: str
-    why: str
-    device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
-    tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
-
-    @property
-    def needs_avx512(self) -> bool:
-        """A machine without it never runs the code."""
-        return "avx512" in self.file
-
+CPU = "csrc/cpu"
 
 COMMON = [
     Fault(
@@ -138,6 +122,7 @@ COMMON = [
         "  if (accepted < 0 || accepted > p.state_depth) accepted = 0;\n"
         "  const int32_t* entry = state_entry",
         "a state of any bits is harmless",
+        test="tests/hazards/test_state.py::test_an_accepted_draft_that_does_not_exist_is_the_first",
     ),
     Fault(
         "staging of exactly K",
@@ -246,6 +231,7 @@ ON_CPU = [
         "  if (n <= p.k) {\n    answer_short(call);",
         "  if (n < p.k) {\n    answer_short(call);",
         "n = K has nothing to select",
+        test="tests/hazards/test_coverage.py::test_every_path_of_short_rows_is_entered",
     ),
     Fault(
         "short rows unsorted",
@@ -260,6 +246,7 @@ ON_CPU = [
         "key_to_float(view_.window.size() <= p.k ? kKeyMinusInf : cut_.key)",
         "key_to_float(cut_.key)",
         "a short row has no K-th score to remember",
+        test="tests/hazards/test_state.py::test_a_short_row_remembers_no_threshold",
     ),
     Fault(
         "hits without the K-th",
@@ -267,6 +254,7 @@ ON_CPU = [
         "rank_key(keys[i], positions[i]) >= rank_key(cut_.key, cut_.last_index)",
         "rank_key(keys[i], positions[i]) > rank_key(cut_.key, cut_.last_index)",
         "the K-th is a winner",
+        test="tests/hazards/test_coverage.py::test_every_winner_of_a_perfect_hint_is_a_hit",
     ),
     Fault(
         "the accepted draft answered first",
@@ -316,6 +304,7 @@ ON_CPU = [
         "_mm512_max_epi32(_mm512_sub_epi32(index, _mm512_set1_epi32(1)), none)",
         "index",
         "16-bit scores are fetched in pairs that end inside the row",
+        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
     ),
     Fault(
         "zero read as below itself",
@@ -330,229 +319,8 @@ ON_CPU = [
         "static_cast<uint32_t>(stride - length + 1) >> 32",
         "static_cast<uint32_t>(stride + length) >> 32",
         "the guess reads inside the window only",
+        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
     ),
 ]
 
-ON_CUDA = [
-    Fault(
-        "radix digit off by one",
-        f"{KERNELS}/radix.cuh",
-        "if (before < wanted && wanted <= before + here[i]) {",
-        "if (before <= wanted && wanted < before + here[i]) {",
-        "the digit that holds the K-th place",
-        device="cuda",
-    ),
-    Fault(
-        "radix forgets what is above",
-        f"{KERNELS}/radix.cuh",
-        "    wanted -= scratch.above;\n",
-        "",
-        "entries above the digit count towards K",
-        device="cuda",
-    ),
-    Fault(
-        "radix drops the K-th",
-        f"{KERNELS}/radix.cuh",
-        "if (rank_key(key, index) < least) return;",
-        "if (rank_key(key, index) <= least) return;",
-        "> for >= at the last digit of a tie",
-        device="cuda",
-    ),
-    Fault(
-        "radix counts before the bins are clear",
-        f"{KERNELS}/radix.cuh",
-        "scratch.bins[b] = 0;\n    __syncthreads();\n",
-        "scratch.bins[b] = 0;\n",
-        "a dropped barrier",
-        device="cuda",
-        tool="racecheck",
-    ),
-    Fault(
-        "radix index digits from zero",
-        f"{KERNELS}/radix.cuh",
-        "prefix |= (0xFFFFFFFFull >> index_bits) << index_bits;",
-        "prefix |= 0;",
-        "inverted indices share their leading ones",
-        device="cuda",
-    ),
-    Fault(
-        "radix stores the digit, not the K-th score",
-        f"{KERNELS}/radix.cuh",
-        "kth_key = min(kth_key, key);",
-        "kth_key = max(kth_key, key);",
-        "the state remembers the K-th score",
-        device="cuda",
-    ),
-    Fault(
-        "one hint past the entry",
-        "csrc/common/rows.h",
-        "return at < static_cast<uint32_t>(p.state_hints) ?",
-        "return at <= static_cast<uint32_t>(p.state_hints) ?",
-        "the word behind an entry is the next entry's count",
-        device="cuda",
-    ),
-    Fault(
-        "short rows one index too long",
-        f"{PHASES}/emit.cuh",
-        "    if (i < n) {\n",
-        "    if (i <= n) {\n",
-        "n indices, then -1",
-        device="cuda",
-    ),
-    Fault(
-        "empty rows touch the state",
-        f"{PHASES}/emit.cuh",
-        "  if (winners == 0) return;",
-        "  if (winners < 0) return;",
-        "a row without scores leaves the state alone",
-        device="cuda",
-    ),
-    Fault(
-        "padding without values on the GPU",
-        f"{PHASES}/emit.cuh",
-        "    if (values != nullptr) values[position] = "
-        "static_cast<Storage>(E::Traits::kMinusInf);\n",
-        "",
-        "every value of the tail is -inf",
-        device="cuda",
-    ),
-    Fault(
-        "accepted one survivor too many",
-        f"{PHASES}/verify.cuh",
-        "      if (count <= most) {\n",
-        "      if (count <= most + 1) {\n",
-        "counted survivors are stored without a bound",
-        device="cuda",
-    ),
-    Fault(
-        "verify clears the next counter",
-        f"{PHASES}/verify.cuh",
-        "scratch.verified[(turn + 2) % 3] = 0;",
-        "scratch.verified[(turn + 1) % 3] = 0;",
-        "the counter that others may be adding to",
-        device="cuda",
-        tool="racecheck",
-    ),
-    Fault(
-        "one survivor past the staging area",
-        f"{PHASES}/collect.cuh",
-        "if (position < staging.capacity) {",
-        "if (position <= staging.capacity) {",
-        "the first index lies behind the last score",
-        device="cuda",
-    ),
-    Fault(
-        "ties of the bound refused",
-        f"{PHASES}/collect.cuh",
-        "below_key = max(below_key, rank_key_score(kth) - 1u);",
-        "below_key = max(below_key, rank_key_score(kth));",
-        "ties inside the chunk are decided by index",
-        device="cuda",
-    ),
-    Fault(
-        "careful steps one too wide",
-        f"{PHASES}/collect.cuh",
-        "static_cast<uint32_t>(stop - at) > staging.capacity)",
-        "static_cast<uint32_t>(stop - at) > staging.capacity + 1)",
-        "a truncated buffer",
-        device="cuda",
-    ),
-    Fault(
-        "compaction drops the K-th",
-        f"{PHASES}/collect.cuh",
-        "staged_rank<kType>(staging, i) >= least;",
-        "staged_rank<kType>(staging, i) > least;",
-        "> for >= when the threshold rises",
-        device="cuda",
-    ),
-    Fault(
-        "overflow unnoticed",
-        f"{PHASES}/collect.cuh",
-        "    if (count > staging.capacity) {\n",
-        "    if (count > staging.capacity + 8) {\n",
-        "a truncated buffer",
-        device="cuda",
-    ),
-    Fault(
-        "crossing bin off by one",
-        f"{PHASES}/refine.cuh",
-        "if (before < wanted && wanted <= before + here) {",
-        "if (before <= wanted && wanted < before + here) {",
-        "the bin that holds the K-th place",
-        device="cuda",
-    ),
-    Fault(
-        "winners of earlier rounds forgotten",
-        f"{PHASES}/refine.cuh",
-        "crossing.above += scratch.crossing.above;",
-        "crossing.above = scratch.crossing.above;",
-        "positions continue over the rounds",
-        device="cuda",
-    ),
-    Fault(
-        "least of the range is outside",
-        f"{PHASES}/refine.cuh",
-        "return rank > crossing.high ? 1 : (rank >= crossing.low ? 0 : -1);",
-        "return rank > crossing.high ? 1 : (rank > crossing.low ? 0 : -1);",
-        "> for >= at the range's end",
-        device="cuda",
-    ),
-    Fault(
-        "rank one too high",
-        f"{PHASES}/refine.cuh",
-        "scratch.ranks[j] > mine ? 1u : 0u",
-        "scratch.ranks[j] >= mine ? 1u : 0u",
-        "an entry is not better than itself",
-        device="cuda",
-    ),
-    Fault(
-        "NaN in the lowest bin",
-        f"{PHASES}/refine.cuh",
-        "    if (x != x) return Config::kBins - 1;\n",
-        "",
-        "NaN is the largest score",
-        device="cuda",
-    ),
-    Fault(
-        "undershoot accepted on the GPU",
-        f"{PHASES}/refine.cuh",
-        "return scratch.crossing.total >= k;",
-        "return scratch.crossing.total + 8 >= k;",
-        "a few survivors too few",
-        device="cuda",
-    ),
-    Fault(
-        "a vector past the end",
-        f"{PHASES}/slice.cuh",
-        "vectors = (end - body) / E::kPerVector;",
-        "vectors = (end - body + E::kPerVector - 1) / E::kPerVector;",
-        "no byte outside the window is read",
-        device="cuda",
-    ),
-    Fault(
-        "slices ignore the length",
-        f"{PHASES}/select.cuh",
-        "static_cast<int>(min(step, n - begin))",
-        "static_cast<int>(step)",
-        "the last slice ends with the window",
-        device="cuda",
-    ),
-    Fault(
-        "sorted worst first",
-        f"{KERNELS}/finish.cuh",
-        "return a > b;",
-        "return a < b;",
-        "sorted is best first",
-        device="cuda",
-    ),
-    Fault(
-        "hits without the K-th on the GPU",
-        f"{KERNELS}/finish.cuh",
-        "position) >= kth ? 1 : 0",
-        "position) > kth ? 1 : 0",
-        "the K-th is a winner",
-        device="cuda",
-    ),
-]
-
-FAULTS = [*COMMON, *ON_CPU, *ON_CUDA]
+FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT]

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts each fault of faults.py into a copy of the sources and sees which test notices it.
 
-    python tests/mutation/run.py --device cpu                    # C++ tests, then pytest
-    python tests/mutation/run.py --device cuda --workers 4       # on a machine with a GPU
-    python tests/mutation/run.py --list                          # is every fault's place found?
+    python tests/mutation/run.py --device cpu                       # C++ tests, then pytest
+    python tests/mutation/run.py --device cuda --workers 16 --seconds 240 --out FILE
+    python tests/mutation/run.py --list                             # is every fault's place found?
 
-The copies build and test on their own, several at a time; the sources here stay as they are. The
-exit code is 0 only if every fault found its place, compiled, and was noticed.
+Needs the extension that `make build` leaves (rebuild.py). The copies build and test on their own,
+several at a time; the sources here stay as they are. The exit code is 0 only if every fault found
+its place, compiled, and was noticed. After --seconds it ends: faults that are left out then are
+named, and --resume with the same --out does them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,62 +35,50 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from faults import FAULTS, Fault
+from fault import Fault
+from faults import FAULTS
+from rebuild import ROOT, Built, NotBuilt, affected
 
 from gvr_topk.bench import environment
 
-ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = 1
+SCHEMA = 2
 COPIED = ("csrc", "gvr_topk", "tests", "tools", "setup.py", "pyproject.toml", "README.md")
 CPP_TESTS = ("cpu_kernel", "rows", "order", "plan")  # those that need no torch
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
 
-# What follows for a fault that the C++ tests overlook: name, seconds, arguments of Python.
-CPU_COMMANDS = [
-    (
-        "fuzz",
-        600.0,
-        ["-m", "gvr_topk.fuzz", "--device", "cpu", "--cases", "8000", "--most-failures", "1"],
-    ),
-    (
-        "pytest ops, state, coverage",
-        600.0,
-        [
-            *PYTEST,
-            *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
-            *("tests/ops/test_windows.py", "tests/ops/test_plan.py"),
-            *("tests/hazards/test_state.py", "tests/hazards/test_coverage.py"),
-        ],
-    ),
-    ("pytest guard pages", 600.0, [*PYTEST, "tests/hazards/test_guard_pages.py"]),
-    ("pytest selection", 1200.0, [*PYTEST, "tests/hazards/test_selection.py"]),
-]
-# Copies keep the 16-bit instances of the unchanged sources, so only fp32 shows a fault.
-CUDA_COMMANDS = [
-    (
-        "fuzz",
-        60.0,
-        [
-            *("-m", "gvr_topk.fuzz", "--device", "cuda", "--dtype", "fp32"),
-            *("--cases", "100000", "--most-failures", "1", "--seed", "11"),
-        ],
-    ),
-    (
-        "pytest ops, state, coverage",
-        600.0,
-        [
-            *(*PYTEST, "-k", "cuda and not fp16 and not bf16"),
-            *("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py"),
-            *("tests/ops/test_windows.py", "tests/ops/test_out.py"),
-            *("tests/hazards/test_state.py", "tests/hazards/test_coverage.py"),
-        ],
-    ),
-    (
-        "pytest selection",
-        300.0,
-        [*PYTEST, "-k", "cuda and not fp16 and not bf16", "tests/hazards/test_selection.py"],
-    ),
-]
+FUZZ = ("-m", "gvr_topk.fuzz", "--most-failures", "1", "--shrink-seconds", "0", "--seed", "11")
+OPS = ("tests/ops/test_topk_cache.py", "tests/ops/test_telemetry.py", "tests/ops/test_windows.py")
+STATE = ("tests/hazards/test_state.py", "tests/hazards/test_coverage.py")
+# On the GPU a small call costs hardly less than a large one, but shows as much.
+ON_GPU = ("--device", "cuda", "--dtype", "fp32", "--most-rows", "48")
+ONLY_GPU = ("-k", "cuda and not fp16 and not bf16")
+FAMILIES = ("gvr", "resident", "stream", "radix")  # kernels, and what tests call them
+
+# What is asked after the C++ tests, and after the fault's own test: name, seconds, arguments.
+COMMANDS: dict[str, list[tuple[str, float, list[str]]]] = {
+    "cpu": [
+        ("fuzz", 600.0, [*FUZZ, "--device", "cpu", "--most-rows", "16", "--cases", "8000"]),
+        (
+            "pytest ops, state, coverage",
+            600.0,
+            [*PYTEST, *OPS, "tests/ops/test_plan.py", *STATE],
+        ),
+        ("pytest guard pages", 600.0, [*PYTEST, "tests/hazards/test_guard_pages.py"]),
+        ("pytest selection", 1200.0, [*PYTEST, "tests/hazards/test_selection.py"]),
+    ],
+    "cuda": [
+        ("fuzz", 60.0, [*FUZZ, *ON_GPU, "--cases", "10000"]),
+        (
+            "pytest ops, state, coverage",
+            150.0,
+            [*PYTEST, *ONLY_GPU, *OPS, "tests/ops/test_out.py", *STATE],
+        ),
+        ("pytest selection", 150.0, [*PYTEST, *ONLY_GPU, "tests/hazards/test_selection.py"]),
+    ],
+}
+_TOOL_SECONDS = 90.0
+_LEAST_TIMEOUT = 15.0  # of a C++ test, seconds
+_SLOWER = 6.0  # than without the fault: then it has no end
 
 
 @dataclass
@@ -96,16 +87,27 @@ class Outcome:
     file: str
     why: str
     device: str
-    outcome: str  # caught, survived, misplaced, does not compile
+    outcome: str  # caught, survived, misplaced, does not compile, not tested
     by: str | None = None
     seconds: float = 0.0
+    compiled: list[str] = field(default_factory=list)  # of the extension; none: C++ tests noticed
+
+
+class Unusable(RuntimeError):
+    """The tests fail without a fault: they would notice any."""
+
+
+class OutOfTime(Exception):
+    """The end of --seconds: what is being asked has no answer."""
 
 
 class Copy:
     """A copy of the sources with a build of its own, used for one fault after the other."""
 
-    def __init__(self, folder: Path, device: str, jobs: int, timeout: float) -> None:
-        self.folder, self.device, self.jobs, self.timeout = folder, device, jobs, timeout
+    def __init__(self, folder: Path, device: str, built: Built, jobs: int, timeout: float) -> None:
+        self.folder, self.device, self.built = folder, device, built
+        self.jobs, self.timeout = jobs, timeout
+        self.usual_seconds: dict[str, float] = {}  # of each C++ test
         for name in COPIED:
             source, target = ROOT / name, folder / name
             if source.is_dir():
@@ -113,23 +115,27 @@ class Copy:
                 shutil.copytree(source, target, ignore=ignore)
             else:
                 shutil.copy2(source, target)
-        self.extension_built = False
+        built.describe(folder)
 
     def run(self, command: list[str], timeout: float, **variables: str) -> int | None:
         """The exit code; None where the time was over. What it started ends with it."""
+        left = max(0.0, self.end - perf_counter())
         process = subprocess.Popen(
             command,
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(self.folder), **variables},
+            # One process: a test of seconds is not worth workers of its own.
+            env={**os.environ, "PYTHONPATH": str(self.folder), "PYTEST_ADDOPTS": "", **variables},
         )
         try:
-            return process.wait(timeout)
+            return process.wait(min(timeout, left))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if left < timeout:
+                raise OutOfTime from None
             return None
 
     def build_cpp(self, name: str) -> bool:
@@ -146,105 +152,118 @@ class Copy:
         make = ["cmake", "--build", str(build), "--parallel", str(self.jobs)]
         return self.run([*make, "--target", f"test_{name}"], 1800) == 0
 
-    def build_extension(self) -> bool:
-        """Compiles what a fault may have changed: on the GPU its fp32 instances alone."""
-        if self.device == "cuda" and self.extension_built:
-            for instance in self.folder.glob("build/**/instances/*float32.o"):
-                instance.unlink()
-        for library in [
-            *self.folder.glob("gvr_topk/*.so"),
-            *self.folder.glob("build/lib*/**/*.so"),
-        ]:
-            library.unlink()
-        variables = {"MAX_JOBS": str(self.jobs)}
-        if self.device == "cpu":
-            variables["GVR_CPU_ONLY"] = "1"
-        else:
-            variables["GVR_FORCE_CUDA"] = "1"
-            variables["TORCH_CUDA_ARCH_LIST"] = _architectures()
-        setup = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        built = self.run(setup, 3000, **variables) == 0
-        self.extension_built = self.extension_built or built
-        return built
+    def build_extension(self, sources: list[Path]) -> bool:
+        """Compiles these sources of the copy, and links them to the objects of the checkout."""
+        commands = [self.built.compile(source, self.folder) for source in sources]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            codes = list(pool.map(lambda command: self.run(command, 1800), commands))
+        if any(code != 0 for code in codes):
+            return False
+        return self.run(self.built.link(self.folder, sources), 600) == 0
 
     def judge(self, fault: Fault) -> Outcome:
         """Applies the fault, asks the tests, and takes the fault back."""
         outcome = Outcome(fault.name, fault.file, fault.why, fault.device, "survived")
         began = perf_counter()
         path = self.folder / fault.file
-        before, times = path.read_text(), path.stat()
-        self._replace(path, before.replace(fault.old, fault.new), times)
+        before = path.read_text()
+        path.write_text(before.replace(fault.old, fault.new))
         try:
-            noticed = self._cpu(outcome) if self.device == "cpu" else self._cuda(outcome, fault)
+            noticed = self._ask_all(outcome, fault)
         finally:
-            self._replace(path, before, times)
+            path.write_text(before)
         if noticed is not None:
             outcome.outcome, outcome.by = "caught", noticed
         outcome.seconds = round(perf_counter() - began, 1)
         return outcome
 
-    def _replace(self, path: Path, text: str, times: os.stat_result) -> None:
-        path.write_text(text)
-        if self.device == "cuda":
-            # Unchanged to ninja, which then compiles only the objects that are taken away.
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            for made in self.folder.glob(f"build/**/{path.stem}.o"):
-                made.unlink()
+    def _ask_all(self, outcome: Outcome, fault: Fault) -> str | None:
+        if self.device == "cpu":
+            noticed = self._ask_cpp(outcome)
+            if noticed is not None or outcome.outcome != "survived":
+                return noticed
+        sources = affected(fault.file, self.device)
+        outcome.compiled = [str(source) for source in sources]
+        if not sources or not self.build_extension(sources):
+            outcome.outcome = "does not compile"
+            return None
+        commands = COMMANDS[self.device]
+        if fault.test is not None:
+            words = [*PYTEST, *self._only(fault), fault.test]
+            commands = [(fault.test, 150.0, words), *commands]
+        if fault.tool is None:
+            return self._ask(commands, outcome)
+        return (
+            self._ask(commands[:1], outcome)
+            or self._ask_sanitizer(fault)
+            or self._ask(commands[1:], outcome)
+        )
 
-    def _cpu(self, outcome: Outcome) -> str | None:
+    def _only(self, fault: Fault) -> tuple[str, ...]:
+        """Of a fault's own test: what runs on the device, by the family at fault."""
+        if self.device == "cpu":
+            return ()
+        family = Path(fault.file).stem
+        return (ONLY_GPU[0], f"{ONLY_GPU[1]} and {family}") if family in FAMILIES else ONLY_GPU
+
+    def _ask_sanitizer(self, fault: Fault) -> str | None:
+        """The tool over the calls of the kernels at fault; only a finding is an answer."""
+        only = Path(fault.file).stem if "/kernels/" in fault.file else "gvr"
+        record = self.folder / "sanitizer.json"
+        record.unlink(missing_ok=True)
+        script = ["tests/sanitizer/run.py", "--tool", str(fault.tool), "--only", only]
+        script += ["--shares", "1", "--seconds", str(_TOOL_SECONDS), "--out", str(record)]
+        self.run([sys.executable, *script], 2 * _TOOL_SECONDS)
+        if not record.is_file():
+            return None
+        [tool] = json.loads(record.read_text())["tools"]
+        return fault.tool if tool["findings"] else None
+
+    def _ask_cpp(self, outcome: Outcome) -> str | None:
         # First the test of the file at fault.
         stem = Path(outcome.file).stem
         for name in sorted(CPP_TESTS, key=lambda name: name != stem):
             if not self.build_cpp(name):
                 outcome.outcome = "does not compile"
                 return None
-            code = self.run([f"./build-cpp/test_{name}"], self.timeout)
+            limit = max(_LEAST_TIMEOUT, _SLOWER * self.usual_seconds[name])
+            code = self.run([f"./build-cpp/test_{name}"], min(self.timeout, limit))
             if code != 0:
                 return _noticed(f"C++ test {name}", code)
-        if not self.build_extension():
-            outcome.outcome = "does not compile"
-            return None
-        return self._ask(CPU_COMMANDS)
+        return None
 
-    def _cuda(self, outcome: Outcome, fault: Fault) -> str | None:
-        if not self.build_extension():
-            outcome.outcome = "does not compile"
-            return None
-        noticed = self._ask(CUDA_COMMANDS)
-        if noticed is None and fault.tool is not None:
-            sanitizer = ["tests/sanitizer/run.py", "--tool", fault.tool]
-            noticed = self._ask([(fault.tool, 300.0, sanitizer)])
-        return noticed
-
-    def _ask(self, commands: list[tuple[str, float, list[str]]]) -> str | None:
+    def _ask(
+        self, commands: list[tuple[str, float, list[str]]], outcome: Outcome | None = None
+    ) -> str | None:
         for name, seconds, command in commands:
             code = self.run([sys.executable, *command], seconds)
+            if code is not None and code > 1:
+                # Of pytest and the fuzzer: nothing was tested, so nothing was noticed.
+                if outcome is None:
+                    return f"{name}: exit code {code}"
+                outcome.outcome, outcome.by = "not tested", f"{name}: exit code {code}"
+                return None
             if code != 0:
                 return _noticed(name, code)
         return None
 
     def baseline(self) -> str | None:
-        """Why this copy cannot be used: the tests must pass without a fault."""
-        if self.device == "cuda":
-            if not self.build_extension():
-                return "the extension does not build"
-            noticed = self._ask(CUDA_COMMANDS[:1])
-            return noticed and f"without a fault: {noticed}"
-        for name in CPP_TESTS:
+        """Why this copy cannot be used: the C++ tests must pass without a fault."""
+        for name in CPP_TESTS if self.device == "cpu" else ():
             if not self.build_cpp(name):
                 return "the C++ tests do not build"
+            began = perf_counter()
             if self.run([f"./build-cpp/test_{name}"], self.timeout) != 0:
                 return f"without a fault: C++ test {name}"
+            self.usual_seconds[name] = perf_counter() - began
         return None
 
-
-def _architectures() -> str:
-    """Those that are asked for, or those of this machine's GPUs."""
-    tool = [sys.executable, str(ROOT / "tools" / "gpu_architectures.py")]
-    return (
-        os.environ.get("TORCH_CUDA_ARCH_LIST")
-        or subprocess.run(tool, capture_output=True, text=True, check=True).stdout.strip()
-    )
+    def sound(self) -> str | None:
+        """The same of what is asked of the extension: one copy asks for all."""
+        if not self.build_extension([]):
+            return "the extension does not link"
+        noticed = self._ask(COMMANDS[self.device][:1])
+        return noticed and f"without a fault: {noticed}"
 
 
 def _noticed(name: str, code: int | None) -> str:
@@ -265,9 +284,13 @@ def run_all(
     folder: Path,
     report: Callable[[list[Outcome]], None],
 ) -> list[Outcome]:
+    """The outcomes; without those of faults for which no time was left."""
+    end, built = perf_counter() + arguments.seconds, Built()
+    problems: list[str] = []
     work: queue.SimpleQueue[Fault] = queue.SimpleQueue()
     outcomes: list[Outcome] = []
-    for fault in faults:
+    # Those that take longest to compile first.
+    for fault in sorted(faults, key=lambda fault: -len(affected(fault.file, arguments.device))):
         problem = misplaced(fault)
         if problem is None:
             work.put(fault)
@@ -277,12 +300,12 @@ def run_all(
             )
     jobs = max(1, (os.cpu_count() or 1) // arguments.workers)
 
-    def worker(number: int) -> None:
-        copy = Copy(folder / str(number), arguments.device, jobs, arguments.timeout)
-        problem = copy.baseline()
+    def work_off(number: int) -> None:
+        copy = Copy(folder / str(number), arguments.device, built, jobs, arguments.timeout, end)
+        problem = copy.baseline() or (copy.sound() if number == 0 else None)
         if problem is not None:
-            raise RuntimeError(problem)
-        while True:
+            problems.append(problem)
+        while not problems:
             try:
                 fault = work.get_nowait()
             except queue.Empty:
@@ -293,8 +316,14 @@ def run_all(
             by = f" by {outcome.by}" if outcome.by else ""
             print(f"{outcome.outcome:9} {fault.name}{by} ({outcome.seconds} s)", flush=True)
 
+    def worker(number: int) -> None:
+        with suppress(OutOfTime):
+            work_off(number)
+
     with ThreadPoolExecutor(arguments.workers) as pool:
         list(pool.map(worker, range(arguments.workers)))
+    if problems:
+        raise Unusable("; ".join(problems))
     return outcomes
 
 
@@ -304,6 +333,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="copies at work at once")
     parser.add_argument("--timeout", type=float, default=90, help="seconds of one C++ test")
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="the end of all of it")
     parser.add_argument("--part", metavar="I/N", help="every N-th fault, beginning with the I-th")
     parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument(
@@ -336,16 +366,23 @@ def main() -> int:
         outcomes = [*kept, *outcomes]
         if arguments.out is not None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            record = evidence(outcomes, arguments.device, perf_counter() - began)
+            done = {outcome.name for outcome in outcomes}
+            left_out = [fault.name for fault in chosen if fault.name not in done]
+            record = evidence(outcomes, left_out, arguments.device, perf_counter() - began)
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory(prefix="gvr-mutation-") as folder:
-        outcomes = run_all(chosen, arguments, Path(folder), report)
+        try:
+            outcomes = run_all(chosen, arguments, Path(folder), report)
+        except (NotBuilt, Unusable) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     report(outcomes)
+    left_out = len(chosen) - len(outcomes)
     outcomes = [*kept, *outcomes]
     totals = Counter(outcome.outcome for outcome in outcomes)
-    print(f"{len(outcomes)} faults: {dict(totals)}")
-    return 0 if set(totals) == {"caught"} else 1
+    print(f"{len(outcomes)} faults: {dict(totals)}; no time for {left_out}")
+    return 0 if set(totals) == {"caught"} and not left_out else 1
 
 
 def earlier(path: Path | None, faults: list[Fault]) -> list[Outcome]:
@@ -365,12 +402,18 @@ def earlier(path: Path | None, faults: list[Fault]) -> list[Outcome]:
     ]
 
 
-def evidence(outcomes: list[Outcome], device: str, seconds: float) -> dict[str, Any]:
+def evidence(
+    outcomes: list[Outcome], left_out: list[str], device: str, seconds: float
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "kind": "mutation-evidence",
         "environment": environment.describe(),
         "device": device,
+        "built": "on this machine: the objects that include the fault, linked to those of the "
+        "checkout" + (" (CUDA: the fp32 instances)" if device == "cuda" else ""),
+        "complete": not left_out,
+        "left_out": left_out,
         "seconds": round(seconds, 1),
         "totals": dict(Counter(outcome.outcome for outcome in outcomes)),
         "faults": [asdict(outcome) for outcome in sorted(outcomes, key=lambda o: o.name)],

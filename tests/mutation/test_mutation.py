@@ -7,13 +7,19 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from time import perf_counter
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import run
 from faults import FAULTS
-from run import CPP_TESTS, Copy, misplaced
+from rebuild import affected
+from run import CPP_TESTS, Copy, OutOfTime, misplaced
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 
 
 def test_every_fault_finds_its_place() -> None:
@@ -30,12 +36,61 @@ def test_faults_are_many_distinct_and_everywhere() -> None:
     assert {fault.device for fault in FAULTS} == {"cpu", "cuda"}
 
 
+def test_every_cuda_source_of_kernels_and_phases_has_a_fault() -> None:
+    kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cuda/kernels/*.cuh")}
+    phases = {f"csrc/cuda/phases/{name}.cuh" for name in ("emit", "verify", "collect", "refine")}
+    at_fault = {fault.file for fault in FAULTS if fault.device == "cuda"}
+    assert phases <= at_fault
+    assert kernels - at_fault <= {"csrc/cuda/kernels/gvr.cuh", "csrc/cuda/kernels/stream.cuh"}
+
+
+def test_only_what_includes_a_fault_is_compiled_anew() -> None:
+    def names(file: str, device: str) -> set[str]:
+        return {path.name for path in affected(file, device)}
+
+    assert names("csrc/cuda/kernels/resident.cuh", "cuda") == {"resident_float32.cu"}
+    assert "common_float32.cu" in names("csrc/cuda/kernels/radix.cuh", "cuda")
+    assert names("csrc/cpu/row.cpp", "cpu") == {"row.cpp"}
+    assert {"row.cpp", "collect.cpp", "refine.cpp"} <= names("csrc/common/order.h", "cpu")
+    for fault in FAULTS:
+        assert affected(fault.file, fault.device), f"{fault.name}: no object includes its file"
+
+
+def test_a_fault_s_own_test_exists() -> None:
+    for fault in FAULTS:
+        if fault.test is not None:
+            file, _, function = fault.test.partition("::")
+            assert f"def {function}(" in (ROOT / file).read_text(), fault.name
+
+
 def test_a_command_that_never_ends_is_stopped(tmp_path: Path) -> None:
     copy = Copy.__new__(Copy)
-    copy.folder = tmp_path
+    copy.folder, copy.end = tmp_path, float("inf")
     assert copy.run([sys.executable, "-c", "pass"], 60) == 0
     assert copy.run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
     assert copy.run([sys.executable, "-c", "while True: pass"], 1) is None
+    copy.end = perf_counter() + 1
+    with pytest.raises(OutOfTime):  # which is no answer, so nothing was noticed
+        copy.run([sys.executable, "-c", "while True: pass"], 60)
+
+
+@pytest.mark.parametrize("code, outcome", [(0, "survived"), (1, "caught"), (4, "not tested")])
+def test_only_a_test_that_ran_and_failed_notices(
+    code: int, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest and the fuzzer say 2 and more where they tested nothing."""
+    copy = Copy.__new__(Copy)
+    copy.folder, copy.end, copy.device = tmp_path, float("inf"), "cuda"
+    monkeypatch.setattr(copy, "build_extension", lambda sources: True)
+    stand_in = ("stand-in", 60.0, ["-c", f"raise SystemExit({code})"])
+    monkeypatch.setitem(run.COMMANDS, "cuda", [stand_in])
+    fault = next(fault for fault in FAULTS if fault.device == "cuda" and not fault.test)
+    (tmp_path / fault.file).parent.mkdir(parents=True)
+    (tmp_path / fault.file).write_text(fault.old)
+    judged = copy.judge(fault)
+    assert judged.outcome == outcome and (judged.by is None) == (code == 0)
+    assert (tmp_path / fault.file).read_text() == fault.old
+    assert judged.compiled
 
 
 def test_the_tests_that_judge_are_built_by_cmake() -> None:

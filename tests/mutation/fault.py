@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small fault of the kernels: `old`, which must occur exactly once in its file, becomes `new`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
+    tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
+    test: str | None = None  # what notices it where the fuzzer cannot: asked first
+
+    @property
+    def needs_avx512(self) -> bool:
+        """A machine without it never runs the code."""
+        return "avx512" in self.file
