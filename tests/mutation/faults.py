@@ -9,7 +9,7 @@ Faults that change only the time of a call are no faults: the answer would be th
 from __future__ import annotations
 
 from fault import Fault
-from faults_cuda import ON_CUDA, ON_RESIDENT
+from faults_cuda import ON_CUDA, ON_DIVIDE, ON_RESIDENT
 
 ORDER, ROWS, PLAN = "csrc/common/order.h", "csrc/common/rows.h", "csrc/common/plan.cpp"
 CPU = "csrc/cpu"
@@ -323,4 +323,4 @@ ON_CPU = [
     ),
 ]
 
-FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT]
+FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE]
