@@ -111,10 +111,10 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
   }
 
   // Staging holds the usual 1.4 K survivors, and after a compaction K and at least as many new
-  // ones; what three CTAs on an SM have room for anyway also holds the surplus of a poor guess.
+  // ones; where K is small there is room for the surplus of a poor guess.
   const int64_t staging = tuning.staging > 0
                               ? std::max<int64_t>(tuning.staging, int64_t{shape.k} + 32)
-                              : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 5120);
+                              : std::max<int64_t>(2 * int64_t{shape.k} + 1024, 4096);
   constexpr int64_t kFixedBytes = 40 * 1024;  // a tile ahead, histograms, ranking area, scalars
   const int64_t room = std::max<int64_t>(device.shared_bytes_per_block - kFixedBytes, 0) / 8;
   const int64_t least = int64_t{shape.k} + std::min<int64_t>(shape.k / 4, 1024);

@@ -35,6 +35,24 @@ cudaError_t prepare_kernel(bool cluster) {
   return cudaSuccess;
 }
 
+// Per cent of an SM's memory that should be shared memory: what a kernel that loads through the cache
+// leaves over is room for its loads in flight. 0: the driver's choice, which has room for as many
+// blocks as the registers allow. Large clusters need that: they are not placed evenly.
+inline unsigned shared_carveout(const Plan& plan, const cudaLaunchConfig_t& config) {
+  constexpr size_t kReserved = 1024;  // by the system, per block
+  int device = 0;
+  if (plan.family == Algorithm::kResident || cudaGetDevice(&device) != cudaSuccess) return 0;
+  const DeviceInfo& info = device_info(device);
+  const auto sm_count = static_cast<size_t>(info.sm_count);
+  const size_t grid = config.gridDim.x;
+  const bool even = plan.ctas_per_row <= 2 && grid <= 2 * sm_count;
+  if (!even && 2 * grid > sm_count) return 0;
+  const size_t blocks = grid > sm_count ? 2 : 1;
+  const auto most = static_cast<size_t>(info.shared_bytes_per_block);
+  const size_t bytes = blocks * (config.dynamicSmemBytes + kReserved);
+  return bytes < most ? static_cast<unsigned>((100 * bytes + most - 1) / most) : 0;
+}
+
 template <RowKernel kSingle, RowKernel kCluster>
 cudaError_t launch_rows(const TopKParams& params, const Plan& plan, int threads,
                         size_t shared_bytes, cudaStream_t stream) {
@@ -46,7 +64,7 @@ cudaError_t launch_rows(const TopKParams& params, const Plan& plan, int threads,
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = std::max(shared_bytes, sizeof(DivideScratch));  // any row may end there
   config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[3] = {};
   int count = 0;
   if (cluster) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -57,6 +75,12 @@ cudaError_t launch_rows(const TopKParams& params, const Plan& plan, int threads,
   if (plan.overlaps) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count].val.programmaticStreamSerializationAllowed = 1;
+    ++count;
+  }
+  const unsigned carveout = shared_carveout(plan, config);
+  if (carveout != 0) {
+    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[count].val.sharedMemCarveout = carveout;
     ++count;
   }
   config.attrs = attributes;

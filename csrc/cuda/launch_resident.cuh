@@ -16,8 +16,14 @@ cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cu
   const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
   const size_t slice_bytes = size_t{16} * kThreads * rounds;
   const size_t bytes = resident_slice_offset<kThreads>(cluster) + slice_bytes;
-  return launch_rows<resident_kernel<kType, false, kThreads>,
-                     resident_kernel<kType, true, kThreads>>(params, plan, kThreads, bytes, stream);
+  const bool more = params.values != nullptr || params.state != nullptr ||
+                    params.stats != nullptr || params.kv.out != nullptr;
+  return more ? launch_rows<resident_kernel<kType, false, kThreads, true>,
+                            resident_kernel<kType, true, kThreads, true>>(params, plan, kThreads,
+                                                                          bytes, stream)
+              : launch_rows<resident_kernel<kType, false, kThreads, false>,
+                            resident_kernel<kType, true, kThreads, false>>(params, plan, kThreads,
+                                                                           bytes, stream);
 }
 
 #define GVR_INSTANTIATE_RESIDENT(kType) \

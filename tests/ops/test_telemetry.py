@@ -106,8 +106,10 @@ def test_a_guess_that_admits_nothing_costs_another_read(device: str) -> None:
             assert bool((stats.undershoots >= 1).all())
 
 
-def test_a_full_staging_area_is_counted(device: str) -> None:
-    scores = make_rows("ascending", 4, N, K, device=device)
+@pytest.mark.parametrize("kind", ["constant", "both_zeros"])
+def test_a_full_staging_area_is_counted(kind: str, device: str) -> None:
+    """No threshold tells ties apart, so they fill any staging area."""
+    scores = make_rows(kind, 4, N, K, device=device)
     with tuning(staging=1, chunk=64, ctas_per_row=1):
         stats = gvr_topk.explain(scores, K, algorithm="stream").stats
     assert bool((stats.overflows >= 1).all())

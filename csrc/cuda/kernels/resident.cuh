@@ -312,13 +312,6 @@ __device__ __forceinline__ void for_each_chosen(const Slice& slice, Chosen chose
   if (chosen.edge) take(slice.edge, slice.edge_index);
 }
 
-// Where winners go beside the indices. By value: a reference would keep all of it in memory.
-template <ScoreType kType>
-struct MoreOutputs {
-  typename Element<kType>::Storage* values;  // null: not wanted
-  int32_t* entry;                            // state entry, null: none
-};
-
 // A store and an addition for every score, without a branch: put(position, raw, index).
 template <class Slice, bool kRaw, class Put>
 __device__ __forceinline__ void place(const Slice& slice, Chosen winners, Put put) {
@@ -337,36 +330,28 @@ __device__ __forceinline__ void place(const Slice& slice, Chosen winners, Put pu
   if (winners.edge) put(at, slice.edge, slice.edge_index);
 }
 
-// Everything that may be wanted at once, by value as above.
+// Values, or hints of which the state keeps a part. By value: references would keep all of it in
+// memory.
 template <ScoreType kType, class Slice>
-__device__ __noinline__ void place_everything(const TopKParams& p, int32_t* indices,
-                                              MoreOutputs<kType> more, uint32_t position,
-                                              const Slice slice, const Chosen winners) {
+__device__ __noinline__ void place_values(const RowOutput<kType> output, uint32_t position,
+                                          const Slice slice, const Chosen winners) {
   using Storage = typename Element<kType>::Storage;
-  indices += position;
-  if (more.values == nullptr && p.hint_step == 0) {  // the entry keeps every winner
-    int32_t* const hints = more.entry + kStateHeader + position;
-    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
-      indices[at] = index;
-      hints[at] = index;
-    });
-  } else if (more.entry == nullptr) {
-    Storage* const values = more.values + position;
+  if (output.entry == nullptr) {
+    int32_t* const indices = output.indices + position;
+    Storage* const values = output.values + position;
     place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
       indices[at] = index;
       values[at] = static_cast<Storage>(raw);
     });
-  } else {
-    place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
-      indices[at] = index;
-      if (more.values != nullptr) more.values[position + at] = static_cast<Storage>(raw);
-      store_hint(p, more.entry, position + at, index);
-    });
+    return;
   }
+  place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
+    output.put(position + at, raw, index);
+  });
 }
 
 // The leader's end: every warp places entries of the crossing bin, its lanes compare.
-template <ScoreType kType, int kThreads>
+template <ScoreType kType, int kThreads, bool kMore>
 __device__ __forceinline__ void rank_crossing(const TopKParams& p,
                                               const ResidentScratch<kThreads>& scratch,
                                               const RowOutput<kType>& output, int64_t row_index) {
@@ -379,8 +364,12 @@ __device__ __forceinline__ void rank_crossing(const TopKParams& p,
       position += __popc(__ballot_sync(~0u, j < inside && scratch.ranks[j] > rank));
     }
     if (lane_id() != 0 || position >= k) continue;
-    output.put(position, scratch.rank_raw[i], rank_key_index(rank));
-    if (position == k - 1 && output.entry != nullptr) {
+    output.indices[position] = rank_key_index(rank);
+    if constexpr (!kMore) continue;
+    if (output.values != nullptr) output.put_value(position, scratch.rank_raw[i]);
+    if (output.entry == nullptr) continue;
+    output.put_hint(position, rank_key_index(rank));
+    if (position == k - 1) {
       write_state_header(p, row_index, output.entry, p.k, rank_key_score(rank), -1);
     }
   }
@@ -388,7 +377,7 @@ __device__ __forceinline__ void rank_crossing(const TopKParams& p,
 
 // The answer, when scratch says in which bin the K-th score lies: winners are placed by every CTA,
 // the crossing bin's entries by the leader. Block-wide on all CTAs of the row.
-template <ScoreType kType, class S, int kThreads, class Slice>
+template <ScoreType kType, class S, int kThreads, bool kMore, class Slice>
 __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entry,
                                               const Slice& slice, const ResidentBins& bins) {
   using E = Element<kType>;
@@ -434,16 +423,21 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   uint32_t position = 0;
   if (lane_id() == 31 && through != 0) position = atomicAdd(&scratch.emitted, through);
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
-  if (output.values == nullptr && output.entry == nullptr) {
-    int32_t* const indices = output.indices + position;
+  int32_t* const indices = output.indices + position;
+  if (!kMore || (output.values == nullptr && output.entry == nullptr)) {
     place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
       indices[at] = index;
     });
+  } else if (output.values == nullptr && p.hint_step == 0) {  // the state keeps every winner
+    int32_t* const hints = output.entry + kStateHeader + position;
+    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
+      indices[at] = index;
+      hints[at] = index;
+    });
   } else {
-    place_everything<kType>(p, output.indices, {output.values, output.entry}, position, slice,
-                            winners);
+    place_values<kType>(output, position, slice, winners);
   }
-  const bool placed = p.kv.out != nullptr;
+  const bool placed = kMore && p.kv.out != nullptr;
   if constexpr (S::kIsCluster) {
     if (S::rank() != 0 && !placed) return;
     S::wait();
@@ -452,19 +446,19 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   } else {
     __syncthreads();
   }
-  rank_crossing<kType, kThreads>(p, scratch, output, row_index);
+  rank_crossing<kType, kThreads, kMore>(p, scratch, output, row_index);
   if (placed) {
     S::wait();
     finish_row(p, row_index, kThreads);
   }
-  if (p.stats != nullptr && threadIdx.x == 0) {
+  if (kMore && p.stats != nullptr && threadIdx.x == 0) {
     put_stats(p, row_index, Path::kResident, 1, scratch.admitted, 0, 0, scratch.rounds);
   }
 }
 
 // The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided. Block-wide
 // on all CTAs of the row.
-template <ScoreType kType, class S, int kThreads, class Slice>
+template <ScoreType kType, class S, int kThreads, bool kMore, class Slice>
 __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, const Slice slice,
                                          const ResidentBins bins, uint32_t sampled) {
   using E = Element<kType>;
@@ -479,7 +473,7 @@ __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, co
     if (candidate == 0) {
       const ResidentBins finer = count_finer<S, Slice, kThreads>(slice, bins, p.k);
       if (scratch.bin >= 0 && scratch.inside <= scratch.capacity) {
-        emit_selected<kType, S, kThreads>(p, entry, slice, finer);
+        emit_selected<kType, S, kThreads, kMore>(p, entry, slice, finer);
         return;
       }
     }
@@ -488,7 +482,9 @@ __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, co
 }
 
 // Grid: rows * ctas_per_row blocks; the blocks of a row form a cluster when there are several.
-template <ScoreType kType, bool kCluster, int kThreads>
+// kMore: more than indices is wanted (values, state, telemetry, places in the KV cache). Calls that
+// want no more are so short that fetching the instructions to ask for it would show.
+template <ScoreType kType, bool kCluster, int kThreads, bool kMore>
 __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     resident_kernel(const __grid_constant__ TopKParams p, const __grid_constant__ Plan plan) {
   using E = Element<kType>;
@@ -507,8 +503,9 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   const RowTask task = make_task<kType, S>(p);
   const auto k = static_cast<uint32_t>(p.k);
   const auto n = static_cast<uint32_t>(task.window.size());
+  const bool wants_entry = kMore && p.state != nullptr;
   if (n <= k) {
-    int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
+    int32_t* entry = wants_entry ? begin_entry(p, task.row_index, kThreads) : nullptr;
     emit_short_row<kType>(p, task.row_index, task.row, task.window, S::rank(), S::size(), entry);
     return;
   }
@@ -524,7 +521,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
     sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
   }
-  int32_t* entry = p.state == nullptr ? nullptr : begin_entry(p, task.row_index, kThreads);
+  int32_t* entry = wants_entry ? begin_entry(p, task.row_index, kThreads) : nullptr;
   const float wanted = __fdividef(static_cast<float>(k), static_cast<float>(n));
   const int group = bound_group(wanted);
   slice.arrive();
@@ -539,10 +536,10 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   __syncthreads();
   merge_bins<S, kThreads>(scratch, k);
   if (scratch.bin < 0 || scratch.inside > scratch.capacity) [[unlikely]] {
-    look_closer<kType, S, kThreads>(p, entry, slice, bins, sampled);
+    look_closer<kType, S, kThreads, kMore>(p, entry, slice, bins, sampled);
     return;
   }
-  emit_selected<kType, S, kThreads>(p, entry, slice, bins);
+  emit_selected<kType, S, kThreads, kMore>(p, entry, slice, bins);
 }
 
 }  // namespace gvr::cuda

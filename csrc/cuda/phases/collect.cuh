@@ -122,12 +122,17 @@ __device__ __forceinline__ bool admits_too_much(const RowTask& task, int ctas, u
 // A chunk admitted more than staging holds. What is staged of it is still a sample of the row, and
 // its K-th best a lower bound: forget the chunk (entries from `saved` on) and return a threshold that
 // admits less of it, inclusive of the bound's own score, whose ties are decided by index later. 0,
-// and nothing forgotten, where that would not help: the bound is a common score, or not higher than
-// the threshold was. Block-wide.
+// and nothing forgotten, where that would not help: scores are so common that no bound separates
+// them, or the bound is not higher than the threshold was. Block-wide.
 template <ScoreType kType>
 __device__ __noinline__ uint32_t forget_chunk(Staging staging, uint32_t saved, uint32_t below_key,
                                               uint32_t k, uint32_t capacity) {
   Scratch& scratch = shared_scratch();
+  // A warp of distinct scores has no four alike.
+  const uint32_t spread = max(staging.capacity / Config::kThreads, 1u);
+  const uint32_t mine = threadIdx.x * spread % staging.capacity;
+  const uint32_t alike = __popc(__match_any_sync(~0u, staging.raw(mine)));
+  if (__syncthreads_count(alike >= 4u) > Config::kThreads / 2) return 0u;
   const uint64_t kth = select_staged<kType>(staging, staging.capacity, k, capacity);
   const uint64_t least = rank_key(rank_key_score(kth), INT32_MAX);
   uint32_t reach = 0;

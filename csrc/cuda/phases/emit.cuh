@@ -28,7 +28,14 @@ inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t g
   return __syncthreads_or(taken) ? -1 : slot;
 }
 
-inline __device__ __noinline__ int32_t* claim_entry(const TopKParams& p, int64_t row, int threads) {
+// The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
+// the place for it is the row's first one: other threads wait there for the window. Comparing needs
+// the old entries after the selection, so compare_kernel then writes the state.
+__device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row, int threads) {
+  if (p.state == nullptr || p.stats != nullptr || p.difference.entered != nullptr) {
+    __syncthreads();
+    return nullptr;
+  }
   int64_t slot = row_group(p, row);
   if (p.slots == nullptr && p.row_to_request == nullptr) {  // no data, and nobody to share with
     __syncthreads();
@@ -39,22 +46,11 @@ inline __device__ __noinline__ int32_t* claim_entry(const TopKParams& p, int64_t
   return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
 }
 
-// The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
-// the place for it is the row's first one: other threads wait there for the window. Comparing needs
-// the old entries after the selection, so compare_kernel then writes the state.
-__device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row, int threads) {
-  if (p.state == nullptr || p.stats != nullptr || p.difference.entered != nullptr) {
-    __syncthreads();
-    return nullptr;
-  }
-  return claim_entry(p, row, threads);
-}
-
 // Header of a state entry after a step. A row without winners leaves the state alone. The request's
 // last draft is the one whose answer serves as the next hint, until commit() says otherwise.
-inline __device__ __noinline__ void write_state_header(const TopKParams& p, int64_t row,
-                                                       int32_t* entry, int32_t winners,
-                                                       uint32_t kth_key, int32_t hits) {
+__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row,
+                                                   int32_t* entry, int32_t winners,
+                                                   uint32_t kth_key, int32_t hits) {
   if (winners == 0) return;
   entry[kStateCount] = hint_count(p, winners);
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(key_to_float(kth_key)));
