@@ -295,8 +295,8 @@ ON_RESIDENT = [
     Fault(
         "resident: the best score stored as the K-th",
         RESIDENT,
-        "if (position == k - 1 && output.entry != nullptr) {",
-        "if (position == 0 && output.entry != nullptr) {",
+        "    if (position == k - 1) {",
+        "    if (position == 0) {",
         "the state remembers the K-th score",
         device="cuda",
         test="tests/ops/test_topk_cache.py::test_the_stored_hint_is_the_answer",

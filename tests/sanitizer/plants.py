@@ -17,9 +17,9 @@ import gvr_topk
 
 RACE = """
 extern "C" __global__ void planted(int* out) {
-  __shared__ int cell;
-  cell = threadIdx.x;
-  out[threadIdx.x] = cell;  // no barrier between the writes and the reads
+  __shared__ volatile int cells[256];
+  cells[threadIdx.x] = threadIdx.x;
+  out[threadIdx.x] = cells[threadIdx.x ^ 128];  // another warp's, and no barrier in between
 }
 """
 SYNC = """

@@ -121,6 +121,13 @@ def watch(sanitizer: str, job: Job, only: str | None, seconds: float) -> dict[st
     }
 
 
+def said(output: str, most: int = 12_000) -> str:
+    """The tool's own lines, from its first finding on, then how the process ended."""
+    lines = output.splitlines()
+    findings = "\n".join(line for line in lines if line.startswith("====="))
+    return findings[:most] + "\n...\n" + "\n".join(lines[-20:])[-3000:]
+
+
 def tool_record(tool: str, watched: dict[Job, dict[str, Any]], shares: int) -> dict[str, Any]:
     """What the processes of a tool that have ended say together."""
     parts = [seen for job, seen in watched.items() if job.tool == tool and job.share is not None]
@@ -152,9 +159,9 @@ def tool_record(tool: str, watched: dict[Job, dict[str, Any]], shares: int) -> d
     )
     if len(parts) == shares and not record["clean"]:
         suspect = next((p for p in parts if p["exit_code"] != 0 or p["findings"] != 0), parts[0])
-        record["output"] = suspect["output"][-6000:]
+        record["output"] = said(suspect["output"])
     if plants and not record["planted_error_found"]:
-        record["planted_output"] = plants[0]["output"][-3000:]
+        record["planted_output"] = said(plants[0]["output"])
     return record
 
 

@@ -194,7 +194,7 @@ def test_evidence_is_written_while_tools_still_run(tmp_path: Path) -> None:
     script = tmp_path / "compute-sanitizer"
     script.write_text(
         f"#!/bin/sh\nprintf '%s\\n' '{CALLS}' '{ZERO}'\n"
-        f'case "$*" in *racecheck*) sleep 2; cp {out} {tmp_path}/before.json;; esac\n'
+        f'case "$*" in *racecheck*workload*) sleep 2; cp {out} {tmp_path}/before.json;; esac\n'
     )
     script.chmod(0o755)
     run.examine(str(script), ["memcheck", "racecheck"], shares=1, out=out)
