@@ -35,9 +35,9 @@ cudaError_t prepare_kernel(bool cluster) {
   return cudaSuccess;
 }
 
-// Per cent of an SM's memory that should be shared memory: what a kernel that loads through the
-// cache leaves over is room for its loads in flight. 0: the driver's choice, which has room for as
-// many blocks as the registers allow. Large clusters need that: they are not placed evenly.
+// Per cent of an SM's memory that should be shared memory: what a kernel that loads through the cache
+// leaves over is room for its loads in flight. 0: the driver's choice, which has room for as many
+// blocks as the registers allow. Large clusters need that: they are not placed evenly.
 inline unsigned shared_carveout(const Plan& plan, const cudaLaunchConfig_t& config) {
   constexpr size_t kReserved = 1024;  // by the system, per block
   int device = 0;

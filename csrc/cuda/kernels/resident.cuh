@@ -244,9 +244,7 @@ template <class Slice, int kThreads>
 __device__ __forceinline__ void count_slice(ResidentScratch<kThreads>& scratch, const Slice& slice,
                                             const ResidentBins& bins) {
   using E = typename Slice::E;
-  const auto count = [&](uint32_t raw) {
-    atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u);
-  };
+  const auto count = [&](uint32_t raw) { atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u); };
 #pragma unroll 2
   for (int u = 0; u < slice.vectors; ++u) {
     const uint4 v = slice.vector(u);
@@ -427,8 +425,9 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
   int32_t* const indices = output.indices + position;
   if (!kMore || (output.values == nullptr && output.entry == nullptr)) {
-    place<Slice, false>(slice, winners,
-                        [&](uint32_t at, uint32_t, int index) { indices[at] = index; });
+    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
+      indices[at] = index;
+    });
   } else if (output.values == nullptr && p.hint_step == 0) {  // the state keeps every winner
     int32_t* const hints = output.entry + kStateHeader + position;
     place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
@@ -457,8 +456,8 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   }
 }
 
-// The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided.
-// Block-wide on all CTAs of the row.
+// The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided. Block-wide
+// on all CTAs of the row.
 template <ScoreType kType, class S, int kThreads, bool kMore, class Slice>
 __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, const Slice slice,
                                          const ResidentBins bins, uint32_t sampled) {
