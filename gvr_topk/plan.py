@@ -157,7 +157,5 @@ class _Call:
         if chosen["family"] == _TAKES_NO_HINT:
             return f"hint not used: {_TAKES_NO_HINT} takes none"
         if chosen["use_hint"]:
-            if self.algorithm == "auto":
-                return "hint used: too few winners would be seen in a sample of so long a slice"
             return f"hint used: {self.algorithm} always does"
         return "hint not used: a sample of this row sets the threshold as well, at less cost"

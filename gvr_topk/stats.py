@@ -21,7 +21,7 @@ class Path(IntEnum):
     GVR = 2  # guess, verify by whole-row counts, collect, refine
     STREAM = 3  # guess, collect under a threshold that only rises, refine
     RADIX = 4  # histogram passes over the row, no hint
-    RESIDENT = 5  # the row stays in shared memory, one histogram; two passes: ended as STREAM
+    RESIDENT = 5  # the row stays in shared memory, one histogram; more passes: divided by its keys
 
     @property
     def label(self) -> str:
