@@ -26,9 +26,18 @@ if TYPE_CHECKING:
 # click's class where typer stands on click, typer's own copy of it where not.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+_HELP = """Exact Guess-Verify-Refine Top-K for sparse-attention decoding.
+
+\b
+Examples:
+  python -m gvr_topk env
+  python -m gvr_topk demo --k 512 --steps 20
+  python -m gvr_topk explain --step 40 --hint none
+"""
+
 app = typer.Typer(
     name="gvr_topk",
-    help="Exact Guess-Verify-Refine Top-K for sparse-attention decoding.",
+    help=_HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
+import typer
 from tiny_trace import tiny_trace
 
 from gvr_topk import explain
-from gvr_topk.cli import main
+from gvr_topk.cli import app, main
 from gvr_topk.traces import Trace, packaged_trace, save
 
 
@@ -250,3 +253,23 @@ def test_help_does_not_load_the_heavy_modules() -> None:
         "sys.exit(any(m in sys.modules for m in ('gvr_topk.demo', 'safetensors', 'matplotlib')))"
     )
     assert python("-c", code).returncode == 0
+
+
+def _commands(command: Any, *path: str) -> Iterator[tuple[str, ...]]:
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, *path, name)
+
+
+@pytest.mark.parametrize(
+    "path", list(_commands(typer.main.get_command(app))), ids=lambda path: " ".join(path) or "top"
+)
+def test_every_help_shows_an_example(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    shown = [line.split() for line in text.splitlines() if line.startswith("    python -m")]
+    assert shown, text
+    for words in shown:
+        assert words[3 : 3 + len(path)] == list(path)

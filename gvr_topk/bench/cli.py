@@ -15,8 +15,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+_HELP = """Measure gvr_topk beside its baselines; every timed result is checked for exactness.
+
+\b
+Examples:
+  python -m gvr_topk bench suites
+  python -m gvr_topk bench run --suite smoke --out smoke.json
+  python -m gvr_topk bench table smoke.json
+"""
+
 app = typer.Typer(
-    help="Measure gvr_topk beside its baselines; every timed result is checked for exactness.",
+    help=_HELP,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

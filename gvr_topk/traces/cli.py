@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from .factored import Trace
     from .replaying import Replayed
 
-app = typer.Typer(help="Work with recorded and synthetic traces.", rich_markup_mode=None)
+_HELP = """Work with recorded and synthetic traces.
+
+\b
+Examples:
+  python -m gvr_topk trace synth made.safetensors --overlap 0.7
+  python -m gvr_topk trace info made.safetensors
+  python -m gvr_topk trace replay made.safetensors --k 512
+"""
+
+app = typer.Typer(help=_HELP, rich_markup_mode=None)
 
 Source = Annotated[Path, typer.Argument(help="A trace, factored or dense.")]
 Output = Annotated[Path, typer.Argument(help="The file to write.")]
