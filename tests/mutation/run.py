@@ -104,9 +104,17 @@ class OutOfTime(Exception):
 class Copy:
     """A copy of the sources with a build of its own, used for one fault after the other."""
 
-    def __init__(self, folder: Path, device: str, built: Built, jobs: int, timeout: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        built: Built,
+        jobs: int,
+        timeout: float,  # seconds of one test
+        end: float,  # of everything, as perf_counter tells the time
+    ) -> None:
         self.folder, self.device, self.built = folder, device, built
-        self.jobs, self.timeout = jobs, timeout
+        self.jobs, self.timeout, self.end = jobs, timeout, end
         self.usual_seconds: dict[str, float] = {}  # of each C++ test
         for name in COPIED:
             source, target = ROOT / name, folder / name

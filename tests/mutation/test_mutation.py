@@ -102,3 +102,17 @@ def test_the_list_names_every_place() -> None:
     command = [sys.executable, str(HERE / "run.py"), "--list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(FAULTS)
+
+
+class _NothingBuilt:
+    def describe(self, copy: Path) -> None:
+        assert (copy / "csrc").is_dir()
+
+
+def test_a_copy_runs_commands_until_its_end(tmp_path: Path) -> None:
+    copy = Copy(tmp_path / "copy", "cpu", _NothingBuilt(), 1, 5.0, perf_counter() + 60)
+    assert copy.run([sys.executable, "-c", "raise SystemExit(3)"], 30) == 3
+    assert copy.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.2) is None
+    copy.end = perf_counter()
+    with pytest.raises(OutOfTime):
+        copy.run([sys.executable, "-c", "import time; time.sleep(60)"], 30)
