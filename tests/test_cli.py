@@ -200,7 +200,7 @@ def test_cuda_without_a_gpu_is_one_line(
     assert "torch finds no CUDA device" in capsys.readouterr().err
 
 
-BENCH = ("suites", "run", "table", "plot", "targets", "report", "evidence")
+BENCH = ("suites", "run", "table", "plot", "targets", "report", "profile", "evidence")
 
 
 @pytest.mark.parametrize(

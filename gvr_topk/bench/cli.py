@@ -292,6 +292,77 @@ def report(
     raise typer.Exit(1 if check and lines else 0)
 
 
+class Clocks(str, Enum):
+    none = "none"
+    base = "base"
+    boost = "boost"
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="JSON to write.")],
+    root: Annotated[Path, typer.Option(help="The checkout whose records choose the cells.")] = Path(
+        "."
+    ),
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(help="ROWSxN:K[:DATA] in place of those, as 64x128K:2048; repeatable."),
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="With --cell; floor and auto by default, repeatable.")
+    ] = None,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(help="Recorded traces, repeatable; the packaged one by default."),
+    ] = None,
+    ncu: Annotated[str | None, typer.Option(help="Nsight Compute's command line.")] = None,
+    clock_control: Annotated[
+        Clocks, typer.Option(help="As of ncu; none leaves the clocks alone.")
+    ] = Clocks.none,
+    budget: Annotated[
+        float, typer.Option(help="Seconds of profiling after which no further cell starts.")
+    ] = 60.0,
+    keep: Annotated[
+        Path | None, typer.Option(help="Where to keep ncu's report, for its own viewer.")
+    ] = None,
+) -> None:
+    """Say why cells take their time: one launch of each under Nsight Compute, and its rungs.
+
+    The exit code is 1 when a result was not exact, a contender failed or counters are missing.
+
+    \b
+    Examples:
+      python -m gvr_topk bench profile --out profile.json
+      python -m gvr_topk bench profile --out one.json --cell 1x1M:512 --cell 512x8K:512
+    """
+    from . import ncu as nsight
+    from . import profile_report, profiling
+    from .report import Records
+    from .runner import failures
+
+    try:
+        with _user_errors():
+            program = nsight.find(ncu)
+            groups = profiling.groups(cell or (), contender or (), Records(root).suite)
+            where = _device(DeviceName.cuda, "cuda", profiling.NAME)
+            out.parent.mkdir(parents=True, exist_ok=True)
+    except nsight.NcuError as error:
+        raise _fail(error) from error
+    with _user_errors(), _progress_bar() as progress:
+        request = profiling.Request(
+            groups, program, out, trace or (), budget, clock_control.value, keep, sys.argv[1:]
+        )
+        record = profiling.run(request, where, progress)
+    for line in profile_report.summary(record):
+        print(line)
+    problem = record["ncu"]["problem"]
+    failed = [*failures(record), *([problem] if problem else [])]
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"{len(record['cells'])} cells in {record['seconds']} s: {out}")
+    raise typer.Exit(1 if failed else 0)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def evidence(
     context: typer.Context,

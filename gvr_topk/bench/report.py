@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import profile_record, profile_report
 from .blocks import BLOCKS as BENCHMARK_BLOCKS
 from .client_report import BLOCKS as CLIENT_BLOCKS
 from .client_report import ClientRecords
@@ -57,9 +58,9 @@ _DEMO = record_file("demo")
 
 
 @cache
-def _drawing_code() -> bytes:
+def _drawing_code(names: tuple[str, ...]) -> bytes:
     folder = Path(__file__).parent
-    return b"".join((folder / name).read_bytes() for name in ("plots.py", "figures.py"))
+    return b"".join((folder / name).read_bytes() for name in names)
 
 
 class Records:
@@ -95,10 +96,16 @@ class Records:
     def clients(self) -> ClientRecords:
         return ClientRecords(self.root)
 
-    def digest(self, sources: Iterable[str]) -> str:
-        """sha256 over the bytes of these files and of the code that draws them."""
-        digest = hashlib.sha256(_drawing_code())
-        for source in sources:
+    @cached_property
+    def profile(self) -> list[profile_record.Launch]:
+        """The profiled launches; none without a record."""
+        path = self.root / profile_report.RECORD
+        return profile_record.launches(profile_record.load(path)) if path.is_file() else []
+
+    def digest(self, picture: Picture) -> str:
+        """sha256 over the bytes of a picture's files and of the code that draws them."""
+        digest = hashlib.sha256(_drawing_code(picture.code))
+        for source in picture.sources:
             digest.update((self.root / source).read_bytes())
         return digest.hexdigest()
 
@@ -117,6 +124,8 @@ class Picture:
     sources: tuple[str, ...]
     draw: Callable[[Records], Figure | None]
     caption: Callable[[Records], str]
+    code: tuple[str, ...] = ("plots.py", "figures.py")
+    shown: Callable[[Records], bool] = lambda records: True  # False: its record is not there yet
 
 
 def refresh(root: Path) -> list[Path]:
@@ -136,7 +145,7 @@ def refresh(root: Path) -> list[Path]:
         figure = picture.draw(records)
         if figure is None:
             raise ResultsError(f"{', '.join(picture.sources)}: nothing to draw {path.name} from")
-        plots.save(figure, path, picture.caption(records), records.digest(picture.sources))
+        plots.save(figure, path, picture.caption(records), records.digest(picture))
         changed.append(path)
     return changed
 
@@ -184,12 +193,14 @@ def _stale_pictures(records: Records) -> list[Path]:
 
     found = []
     for name, picture in PICTURES.items():
+        if not picture.shown(records):
+            continue
         path = records.root / IMAGES / f"{name}.png"
         source = None
         if path.is_file():
             with Image.open(path) as image:
                 source = image.info.get("Source")
-        if source != records.digest(picture.sources):
+        if source != records.digest(picture):
             found.append(path)
     return found
 
@@ -229,6 +240,12 @@ def _of_demo(records: Records) -> str:
     return f"{records.demo['trace']}, {records.demo['device_name']}, K = {records.demo['k']}"
 
 
+def _stalls(records: Records) -> Figure | None:
+    from .profile_figure import stalls
+
+    return stalls(records.profile)
+
+
 PICTURES: dict[str, Picture] = {
     **{
         f"{suite}-{plot}": _of_suite(suite, plot)
@@ -253,6 +270,13 @@ PICTURES: dict[str, Picture] = {
     ),
     "algorithm-row": Picture((_DEMO, _TRACE), _recorded_row, _of_demo),
     "algorithm-decode": Picture((_DEMO,), _recorded_decode, _of_demo),
+    profile_report.PICTURE: Picture(
+        (profile_report.RECORD,),
+        _stalls,
+        lambda r: Results.load(r.root / profile_report.RECORD).describe(),
+        ("profile_figure.py", "profile_record.py"),
+        lambda r: any(launch.activities for launch in r.profile),
+    ),
 }
 
 
@@ -263,4 +287,6 @@ def _of_clients(block: Callable[[ClientRecords], list[str]]) -> Callable[[Record
 BLOCKS: dict[str, Callable[[Records], list[str]]] = {
     **BENCHMARK_BLOCKS,
     **{name: _of_clients(block) for name, block in CLIENT_BLOCKS.items()},
+    "profile": lambda records: profile_report.why(records.root),
+    "profile-ladder": lambda records: profile_report.ladder(records.root),
 }

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hardware counters of single launches, read by Nsight Compute (`ncu`).
+
+Names of metrics: `ncu --query-metrics` and the Metrics Reference of the Nsight Compute Profiling
+Guide. One run collects all launches into a report; two exports of it as CSV are read: the numbers,
+and the executed instructions by opcode.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+STALLS = (
+    "barrier", "branch_resolving", "dispatch_stall", "drain", "gmma", "imc_miss", "lg_throttle",
+    "long_scoreboard", "math_pipe_throttle", "membar", "mio_throttle", "misc", "no_instruction",
+    "not_selected", "selected", "short_scoreboard", "sleeping", "tex_throttle", "wait",
+)  # fmt: skip
+# Key in a record -> names of the metric, of which the first that this ncu knows counts.
+METRICS: dict[str, tuple[str, ...]] = {
+    "duration_us": ("gpu__time_duration.sum",),
+    "cycles_elapsed": ("sm__cycles_elapsed.max",),
+    "cycles_active": ("sm__cycles_active.avg",),
+    "dram_read_bytes": ("dram__bytes_read.sum", "dram__bytes_op_read.sum"),
+    "dram_percent": ("dram__throughput.avg.pct_of_peak_sustained_elapsed",),
+    "l2_hit_percent": ("lts__t_sector_hit_rate.pct",),
+    "instructions": ("smsp__inst_executed.sum",),
+    "issue_percent": ("smsp__issue_active.avg.pct_of_peak_sustained_active",),
+    "occupancy_percent": ("sm__warps_active.avg.pct_of_peak_sustained_active",),
+    "occupancy_limit_percent": ("sm__maximum_warps_per_active_cycle_pct",),
+    "grid": ("launch__grid_size",),
+    "block": ("launch__block_size",),
+    "cluster": ("launch__cluster_size",),
+    "waves": ("launch__waves_per_multiprocessor",),
+    "registers": ("launch__registers_per_thread",),
+    "shared_bytes": ("launch__shared_mem_per_block",),
+    **{
+        f"stall_{reason}": (f"smsp__average_warps_issue_stalled_{reason}_per_issue_active.ratio",)
+        for reason in STALLS
+    },
+}
+OPCODES = "sass__inst_executed_per_opcode"
+# bar.sync, barrier.cluster.arrive and .wait, and the fence of a cluster barrier, as sm_90 has them.
+BARRIER_OPCODES = ("BAR", "UCGABAR_ARV", "UCGABAR_WAIT", "MEMBAR")
+_MOST_OPCODES = 10  # of a launch, beside the barriers
+_UNITS = {
+    "second": 1e6, "s": 1e6, "msecond": 1e3, "ms": 1e3, "usecond": 1.0, "us": 1.0,
+    "nsecond": 1e-3, "ns": 1e-3,
+    "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
+}  # fmt: skip
+_GRACE = 60.0  # seconds beyond those of the program: start, and writing the report
+_EXPORT_SECONDS = 60.0
+_QUERY_SECONDS = 60.0
+_UNKNOWN_METRIC = re.compile(r"Failed to find metric\s+(?:regex:\^)?\"?([A-Za-z]\w*)")
+
+
+class NcuError(RuntimeError):
+    """Counters could not be read; says what to do about it."""
+
+
+class Launch(NamedTuple):
+    kernel: str
+    counters: dict[str, Any]  # keys of METRICS, and "opcodes"; what ncu does not say is missing
+
+
+@dataclass(frozen=True)
+class Profile:
+    launches: tuple[Launch, ...]
+    version: str
+    metrics: dict[str, str]  # what was asked for, by key
+    unavailable: tuple[str, ...]  # metrics that this ncu or this GPU does not have
+    problem: str | None  # what went wrong after some launches had been profiled
+
+
+def find(given: str | None = None) -> str:
+    """The path of ncu: as given, on PATH, under CUDA_HOME or where its installer puts it."""
+    if given is not None:
+        if found := shutil.which(given):
+            return found
+        raise NcuError(f"--ncu: got {given}, need an executable file")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    installed = sorted(Path("/opt/nvidia/nsight-compute").glob("*/ncu"), reverse=True)
+    for candidate in ("ncu", f"{home}/bin/ncu", *map(str, installed)):
+        if found := shutil.which(candidate):
+            return found
+    raise NcuError(
+        f"ncu: not on PATH nor in {home}/bin; install Nsight Compute (part of the CUDA toolkit) or "
+        "name it with --ncu"
+    )
+
+
+def version(ncu: str) -> str:
+    told = subprocess.run([ncu, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"^Version (\S+)", told, re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def known_metrics(ncu: str) -> set[str] | None:
+    """Base names that this ncu has for this machine's GPUs; None where it does not say."""
+    try:
+        done = subprocess.run(
+            [ncu, "--query-metrics"], capture_output=True, text=True, timeout=_QUERY_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    words = (line.split()[0] for line in done.stdout.splitlines() if line.strip())
+    names = {word for word in words if "__" in word}
+    return names if METRICS["duration_us"][0].partition(".")[0] in names else None
+
+
+def choose_metrics(known: set[str] | None) -> tuple[dict[str, str], list[str]]:
+    """(key -> metric to ask for, metrics that are not to be had)."""
+    chosen, missing = {}, []
+    for key, names in METRICS.items():
+        # Names without a dot are of collections of their own, which the query leaves out.
+        usable = [n for n in names if known is None or "." not in n or n.partition(".")[0] in known]
+        if usable:
+            chosen[key] = usable[0]
+        else:
+            missing.append(names[0])
+    return {**chosen, "opcodes": OPCODES}, missing
+
+
+def collect(
+    ncu: str,
+    program: Sequence[str],
+    *,
+    kernels: str,
+    seconds: float,
+    clocks: str = "none",
+    keep: Path | None = None,
+) -> Profile:
+    """Runs `program` and reads the counters of what it launches between cudaProfilerStart and Stop.
+
+    `kernels`: a regular expression over names of kernels. `seconds`: what the program takes. The
+    report is kept at `keep`, also where it could not be read.
+    """
+    metrics, unavailable = choose_metrics(known_metrics(ncu))
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "launches.ncu-rep"
+        while True:
+            options = ["--profile-from-start", "off", "--target-processes", "all"]
+            options += ["--kernel-name", f"regex:{kernels}", "--replay-mode", "kernel"]
+            options += ["--cache-control", "all", "--clock-control", clocks]
+            options += ["--metrics", ",".join(metrics.values())]
+            options += ["--export", str(report), "--force-overwrite"]
+            code, output = _run([ncu, *options, *program], seconds + _GRACE)
+            if report.is_file():
+                break
+            refused = _refused(output, metrics)
+            if not refused:
+                raise NcuError(explain(output, code))
+            unavailable += [metrics.pop(key) for key in refused]
+        if keep is not None:
+            shutil.copyfile(report, keep)
+        launches = _read(ncu, report, metrics)
+    problem = explain(output, code) if code != 0 else None
+    return Profile(tuple(launches), version(ncu), metrics, tuple(unavailable), problem)
+
+
+def _run(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
+    """(exit code, output); the code is None where it took longer and was ended."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},  # numbers with a decimal point
+        )
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        log.seek(0)
+        return code, log.read().decode(errors="replace")
+
+
+def _refused(output: str, metrics: Mapping[str, str]) -> list[str]:
+    """Keys of the metrics for whose sake nothing was profiled."""
+    unknown = set(_UNKNOWN_METRIC.findall(output))
+    keys = [key for key, name in metrics.items() if name.partition(".")[0] in unknown]
+    if keys:
+        return keys
+    # Opcodes are counted by patched instructions, which some machines refuse; counters are not.
+    patched = "opcodes" in metrics and _remedy(output) is None and "==ERROR==" in output
+    return ["opcodes"] if patched else []
+
+
+def _remedy(output: str) -> str | None:
+    if "ERR_NVGPUCTRPERM" in output:
+        return (
+            "ncu: this user may not read the GPU's counters (ERR_NVGPUCTRPERM); run as root, or "
+            "load the driver with NVreg_RestrictProfilingToAdminUsers=0"
+        )
+    if "LibraryNotLoaded" in output or "Failed to initialize the profiler" in output:
+        return (
+            "ncu: the profiler does not start here (LibraryNotLoaded); run on the host or in a "
+            "virtual machine with the whole driver, since sandboxed containers hide the counters"
+        )
+    if "ResourceUnavailable" in output or "DriverResource" in output:
+        return "ncu: another profiler holds the GPU's counters; end it (dcgm, nsys) and run again"
+    return None
+
+
+def explain(output: str, code: int | None) -> str:
+    """One line on why ncu failed."""
+    if remedy := _remedy(output):
+        return remedy
+    errors = [line for line in output.splitlines() if line.startswith("==ERROR==")]
+    said = errors or [line for line in output.splitlines() if line.strip()]
+    reason = "took too long and was ended" if code is None else f"exit code {code}"
+    text = "; ".join(line.removeprefix("==ERROR==").strip() for line in said[-3:])
+    return f"ncu: {reason}: {text or 'it said nothing'}"
+
+
+def _read(ncu: str, report: Path, metrics: Mapping[str, str]) -> list[Launch]:
+    launches = parse(_exported(ncu, report), metrics)
+    if "opcodes" not in metrics:
+        return launches
+    counted = parse_opcodes(_exported(ncu, report, "--print-metric-instances", "details"))
+    if len(counted) != len(launches):
+        return launches
+    return [
+        launch._replace(counters={**launch.counters, "opcodes": most_executed(counts)})
+        if counts
+        else launch
+        for launch, counts in zip(launches, counted, strict=True)
+    ]
+
+
+def _exported(ncu: str, report: Path, *options: str) -> str:
+    command = [ncu, "--import", str(report), "--csv", "--page", "raw", "--print-units", "base"]
+    done = subprocess.run(
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=_EXPORT_SECONDS,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    if done.returncode != 0:
+        raise NcuError(explain(done.stdout + done.stderr, done.returncode))
+    return done.stdout
+
+
+def _rows(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """(units, one row per launch) by column; above the header ncu may have said other things."""
+    lines = text.splitlines()
+    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), None)
+    if begin is None:
+        raise NcuError(f"ncu: no table in what it exported: {' '.join(lines[-3:]) or 'nothing'}")
+    quoted = (line for line in lines[begin:] if line.startswith('"'))
+    rows = list(csv.DictReader(quoted))
+    if not rows or rows[0]["ID"]:
+        raise NcuError("ncu: the table that it exported has no row of units")
+    return rows[0], rows[1:]
+
+
+def parse(text: str, metrics: Mapping[str, str]) -> list[Launch]:
+    """The launches of a raw page as CSV: times in microseconds, sizes in bytes."""
+    units, rows = _rows(text)
+    launches = []
+    for row in rows:
+        counters: dict[str, Any] = {
+            key: value
+            for key, name in metrics.items()
+            if (value := _number(row.get(name), units.get(name))) is not None
+        }
+        for key, column in (("grid", "Grid Size"), ("block", "Block Size")):
+            if key not in counters and (size := _volume(row.get(column))):
+                counters[key] = size
+        launches.append(Launch(row.get("Kernel Name") or "", counters))
+    return launches
+
+
+def _number(text: str | None, unit: str | None) -> float | int | None:
+    """None for what is no finite number: n/a, nan, nothing."""
+    plain = (text or "").replace(",", "")
+    if not re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", plain):
+        return None
+    value = float(plain) * _UNITS.get((unit or "").partition("/")[0], 1.0)
+    return int(value) if value.is_integer() else round(value, 6)
+
+
+def _volume(text: str | None) -> int | None:
+    """Of a shape like "(256, 1, 1)"."""
+    sizes = re.findall(r"\d+", text or "")
+    volume = 1
+    for size in sizes:
+        volume *= int(size)
+    return volume if sizes else None
+
+
+def parse_opcodes(text: str) -> list[dict[str, int]]:
+    """Warp instructions by opcode for every launch; empty where ncu did not count them."""
+    _, rows = _rows(text)
+    return [_instances(row.get(OPCODES) or "") for row in rows]
+
+
+def _instances(text: str) -> dict[str, int]:
+    """Of a metric with its instances, "12 (BAR: 4; LDG: 8)"."""
+    found = re.fullmatch(r"[\d,.]+ \((.*)\)", text.strip())
+    pairs = re.findall(r"([A-Z][\w.]*): ([\d,]+)", found[1]) if found else []
+    return {name: int(count.replace(",", "")) for name, count in pairs}
+
+
+def most_executed(counts: Mapping[str, int]) -> dict[str, int]:
+    kept = sorted(counts, key=lambda name: -counts[name])[:_MOST_OPCODES]
+    kept += [name for name in BARRIER_OPCODES if name in counts and name not in kept]
+    return {name: counts[name] for name in kept}
