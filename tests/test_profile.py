@@ -212,7 +212,9 @@ def test_a_metric_that_is_refused_costs_no_other(tmp_path: Path) -> None:
     script.write_text("import sys; open(sys.argv[1], 'w').write('[1, 2]')")
     command = [sys.executable, str(script), str(done)]
     found = ncu.collect(str(program), command, kernels="x", seconds=30)
-    assert found.unavailable == (ncu.OPCODES, "sm__cycles_active.avg") and found.problem is None
+    refused, silent = found.unavailable[:2], found.unavailable[2:]
+    assert refused == (ncu.OPCODES, "sm__cycles_active.avg") and found.problem is None
+    assert "lts__t_sector_hit_rate.pct" in silent and "gpu__time_duration.sum" not in silent
     assert [one.counters["duration_us"] for one in found.launches] == [6.88, 6.88]
     assert "opcodes" not in found.launches[0].counters
 
@@ -358,7 +360,7 @@ def test_the_rungs_tell_fixed_cost_from_reading() -> None:
 
 
 def launch(**counters: float) -> profile_record.Launch:
-    return profile_record.Launch("1 x 8K", "auto", 2.0, None, 1, 132, counters, {})
+    return profile_record.Launch("1 x 8K", "auto", 5.0, 2.0, None, 1, 132, counters, {})
 
 
 @pytest.mark.parametrize(
@@ -404,7 +406,8 @@ def test_the_documentation_says_how_to_make_the_record_or_what_it_says(
     path = committed(tmp_path / "root", whole)
     text = " ".join(" ".join(profile_report.why(tmp_path / "root")).split())
     assert "Nsight Compute 2025.3.1.0, clock control none" in text
-    assert "| 2 x 4K, K 256 | auto | | 16 x 512 | 12 % | 10 % | 65 % | 20 % | 5 % |" in text
+    shares = "| | 16 x 512 | 12 % | 10 % | 65 % | 20 % | 5 % | 0 % | 0 % | 0 % |"
+    assert re.search(rf"\| 2 x 4K, K 256 \| auto \| \d+(\.\d)? {re.escape(shares)}", text)
     assert "* **2 x 4K, K 256, auto: few SMs, waiting.** 16 CTAs on 132 SMs;" in text
     assert "a warp waits for global memory (65 %), barrier (20 %), fence (5 %);" in text
     assert re.search(r"per warp; 1 read of the slowest row, refined in \d+ rounds\.", text)
@@ -440,7 +443,7 @@ def test_the_figure_shows_every_launch(whole: Path, tmp_path: Path) -> None:
         (["--contender", "auto"], "--contender: got 'auto' without --cell, need both"),
         (["--cell", "1x8K:2", "--contender", "x"], "--contender: got 'x', need one of floor"),
         (["--root", "nowhere"], "h200-grid.json"),
-        (["--cell", "1x8K:2"], "--device: got cuda, but torch sees no CUDA device"),
+        (["--cell", "1x8K:2"], "profile: torch sees no CUDA device, need one"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(

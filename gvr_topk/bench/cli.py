@@ -344,7 +344,7 @@ def profile(
         with _user_errors():
             program = nsight.find(ncu)
             groups = profiling.groups(cell or (), contender or (), Records(root).suite)
-            where = _device(DeviceName.cuda, "cuda", profiling.NAME)
+            where = profiling.gpu()
             out.parent.mkdir(parents=True, exist_ok=True)
     except nsight.NcuError as error:
         raise _fail(error) from error

@@ -163,6 +163,8 @@ def collect(
         if keep is not None:
             shutil.copyfile(report, keep)
         launches = _read(ncu, report, metrics)
+    seen = {key for launch in launches for key in launch.counters}
+    unavailable += [name for key, name in metrics.items() if launches and key not in seen]
     problem = explain(output, code) if code != 0 else None
     return Profile(tuple(launches), version(ncu), metrics, tuple(unavailable), problem)
 
@@ -227,9 +229,7 @@ def explain(output: str, code: int | None) -> str:
 
 def _read(ncu: str, report: Path, metrics: Mapping[str, str]) -> list[Launch]:
     launches = parse(_exported(ncu, report), metrics)
-    if "opcodes" not in metrics:
-        return launches
-    counted = parse_opcodes(_exported(ncu, report, "--print-metric-instances", "details"))
+    counted = _opcodes(ncu, report) if "opcodes" in metrics else []
     if len(counted) != len(launches):
         return launches
     return [
@@ -240,18 +240,20 @@ def _read(ncu: str, report: Path, metrics: Mapping[str, str]) -> list[Launch]:
     ]
 
 
+def _opcodes(ncu: str, report: Path) -> list[dict[str, int]]:
+    """By launch; empty where ncu cannot export them, which must not cost the other counters."""
+    try:
+        return parse_opcodes(_exported(ncu, report, "--print-metric-instances", "details"))
+    except NcuError:
+        return []
+
+
 def _exported(ncu: str, report: Path, *options: str) -> str:
     command = [ncu, "--import", str(report), "--csv", "--page", "raw", "--print-units", "base"]
-    done = subprocess.run(
-        [*command, *options],
-        capture_output=True,
-        text=True,
-        timeout=_EXPORT_SECONDS,
-        env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )
-    if done.returncode != 0:
-        raise NcuError(explain(done.stdout + done.stderr, done.returncode))
-    return done.stdout
+    code, output = _run([*command, *options], _EXPORT_SECONDS)
+    if code != 0:
+        raise NcuError(explain(output, code))
+    return output
 
 
 def _rows(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -275,7 +277,7 @@ def parse(text: str, metrics: Mapping[str, str]) -> list[Launch]:
         counters: dict[str, Any] = {
             key: value
             for key, name in metrics.items()
-            if (value := _number(row.get(name), units.get(name))) is not None
+            if name != OPCODES and (value := _number(row.get(name), units.get(name))) is not None
         }
         for key, column in (("grid", "Grid Size"), ("block", "Block Size")):
             if key not in counters and (size := _volume(row.get(column))):

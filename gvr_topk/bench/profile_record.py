@@ -36,6 +36,7 @@ class Launch:
 
     cell: str
     contender: str
+    time_us: float | None
     over_floor: float | None
     over_op: float | None
     scores_bytes: int
@@ -107,6 +108,7 @@ def _of_entry(entry: Entry, sm_count: int) -> Iterator[Launch]:
             yield Launch(
                 entry.cell.label,
                 name,
+                entry.time(name),
                 entry.ratio(name, "floor"),
                 entry.ratio(name, "op"),
                 entry.cell.rows * entry.record["scores_per_row"] * itemsize,

@@ -36,7 +36,7 @@ def _times(value: float | None) -> str:
 
 
 def table(found: Sequence[Launch]) -> list[str]:
-    heads = ["cell", "call", "over the floor", "CTAs x threads", "DRAM", "issuing", *_SHOWN]
+    heads = ["cell", "call", "us", "over the floor", "CTAs x threads", "DRAM", "issuing", *_SHOWN]
     lines = []
     for launch in found:
         counters, shares = launch.counters, launch.activities
@@ -45,6 +45,7 @@ def table(found: Sequence[Launch]) -> list[str]:
             [
                 launch.cell,
                 launch.contender,
+                _us(launch.time_us),
                 _times(launch.over_floor),
                 shape,
                 _percent(counters.get("dram_percent")),
@@ -69,7 +70,7 @@ def sentence(launch: Launch) -> str:
     if "dram_percent" in counters:
         text = f"DRAM at {counters['dram_percent']:.0f} % of its peak"
         if read := counters.get("dram_read_bytes"):
-            text += f", {read / launch.scores_bytes:.2f} bytes read for one of the scores"
+            text += f" ({read / launch.scores_bytes:.2f} bytes read per byte of scores)"
         parts.append(text)
     waits = [f"{name} ({100 * share:.0f} %)" for name, share in launch.waits[:3] if share >= 0.05]
     if waits:

@@ -141,6 +141,12 @@ def cell_named(text: str) -> Cell:
     return cell
 
 
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        raise ValueError("profile: torch sees no CUDA device, need one")
+    return torch.device("cuda", 0)
+
+
 @dataclass(frozen=True)
 class Request:
     """What `run` is asked to do; `ncu` is the path of the program."""
@@ -156,7 +162,7 @@ class Request:
 
 
 def run(request: Request, device: torch.device, progress: Progress | None = None) -> dict[str, Any]:
-    """The record, written after each of its parts: times, ladder, counters."""
+    """The record, written after each of its parts: times, counters, ladder."""
     began = perf_counter()
     progress = progress or Progress()
     record = _timed(request, device, progress)
@@ -168,16 +174,16 @@ def run(request: Request, device: torch.device, progress: Progress | None = None
     record["ladder"] = None
     record["ncu"] = {"problem": "not run yet"}
     write()
-    if device.type == "cuda":
-        progress.cell("ladder")
-        record["ladder"] = ladder.measure(device)
-        write()
     progress.cell("ncu")
     try:
         record["ncu"] = _counted(request, record)
     except ncu.NcuError as error:
         record["ncu"] = {"problem": str(error)}
     write()
+    if device.type == "cuda":
+        progress.cell("ladder")
+        record["ladder"] = ladder.measure(device)
+        write()
     return record
 
 
@@ -211,6 +217,8 @@ def _counted(request: Request, record: dict[str, Any]) -> dict[str, Any]:
     if not job.cells:
         raise ncu.NcuError("ncu: nothing to launch, since no cell was timed")
     began = perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the program needs room for its rows, and ncu for a copy of them
     with tempfile.TemporaryDirectory() as directory:
         orders, done = Path(directory) / "job.json", Path(directory) / "done.json"
         orders.write_text(job.to_json())
