@@ -13,7 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from gvr_topk.bench import ladder, ncu, profile_record, profile_report, profiling
+from gvr_topk.bench import ladder, launches, ncu, profile_record, profile_report, profiling
 from gvr_topk.bench.cells import GIB, KIB, MIB, SUITES, Cell
 from gvr_topk.bench.cli import app
 from gvr_topk.bench.contenders import REGISTRY
@@ -21,6 +21,8 @@ from gvr_topk.bench.launches import KERNELS, Job, launch_all
 from gvr_topk.bench.report import Records
 from gvr_topk.bench.results import Results, ResultsError
 from gvr_topk.bench.targets import judge
+from gvr_topk.bench.timing import CudaTimer
+from gvr_topk.bench.workload import Recordings, build_pool, make_case
 from gvr_topk.plan import H200, plan
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,7 @@ CPU = torch.device("cpu")
 needs_records = pytest.mark.skipif(
     not (ROOT / "benchmarks/results").is_dir(), reason="the records come with a checkout only"
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STALL = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 COLUMNS = ["ID", "Kernel Name", "Block Size", "Grid Size", "Device"]
 METRICS = {
@@ -66,7 +69,6 @@ FAKE = """\
 #!{python}
 import json, subprocess, sys
 from pathlib import Path
-sys.path[:0] = {path}
 words, mode = sys.argv[1:], {mode!r}
 log = Path(__file__).with_suffix(".log")
 if words == ["--version"]:
@@ -74,9 +76,12 @@ if words == ["--version"]:
 elif words == ["--query-metrics"]:
     print(Path(__file__).with_suffix(".known").read_text())
 elif "--import" in words:
-    from test_profile import OPCODES, table
-    kernels = json.loads(Path(words[words.index("--import") + 1]).read_text())
-    print(table(kernels, OPCODES if "details" in words else "8,000"))
+    *head, row = Path(__file__).with_suffix(".table").read_text().splitlines()
+    print(*head, sep="\\n")
+    if "details" not in words:
+        row = row.replace({opcodes!r}, "8,000")
+    for number in range(json.loads(Path(words[words.index("--import") + 1]).read_text())):
+        print(row.replace('"0"', f'"{{number}}"', 1))
 else:
     with log.open("a") as file:
         file.write(json.dumps(words) + "\\n")
@@ -89,17 +94,17 @@ else:
         sys.exit("==ERROR== Failed to find metric regex:^sm__cycles_active(\\\\.avg)?$")
     program = words[words.index({python!r}):]
     code = subprocess.run(program, cwd={root!r}).returncode
-    made = json.loads(Path(program[-1]).read_text())
-    names = ["resident_kernel"] * len(made)
-    Path(words[words.index("--export") + 1]).write_text(json.dumps(names))
+    made = len(json.loads(Path(program[-1]).read_text()))
+    Path(words[words.index("--export") + 1]).write_text(str(made))
     sys.exit(code)
 """
 
 
 def fake_ncu(folder: Path, mode: str = "", known: str = "") -> Path:
     path = folder / "ncu"
-    tests = [str(ROOT / "tests"), str(ROOT)]
-    path.write_text(FAKE.format(python=sys.executable, path=tests, mode=mode, root=str(ROOT)))
+    text = FAKE.format(python=sys.executable, opcodes=OPCODES, mode=mode, root=str(ROOT))
+    path.write_text(text)
+    path.with_suffix(".table").write_text(table(["resident_kernel"], OPCODES))
     path.with_suffix(".known").write_text(known)
     path.chmod(0o755)
     return path
@@ -224,6 +229,19 @@ def test_without_counters_the_times_stay_and_the_reason_is_kept(tmp_path: Path) 
     assert "run as root" in record["ncu"]["problem"]
     assert {seen for _, seen in counted(record)} == {False}
     assert Results.load(tmp_path / "profile.json").entries[0].time("auto")
+
+
+def test_a_report_that_does_not_fit_stays_beside_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect(*_: object, keep: Path, **__: object) -> ncu.Profile:
+        keep.write_bytes(b"report")
+        return ncu.Profile((ncu.Launch("stream_kernel", {}),), "2025", {}, (), None)
+
+    monkeypatch.setattr(ncu, "collect", collect)
+    record = run(tmp_path, [PLAIN])
+    assert record["ncu"]["problem"].endswith("0 were launched; see its report profile.ncu-rep")
+    assert (tmp_path / "profile.ncu-rep").read_bytes() == b"report"
 
 
 def test_a_kernel_that_was_not_launched_is_noticed() -> None:
@@ -357,6 +375,17 @@ def test_the_rungs_tell_fixed_cost_from_reading() -> None:
     assert rung.reading is None and rung.fixed_share is None
     assert {"floor", "floor-pdl", "auto"} <= set(ladder.long_rows().contenders) <= set(REGISTRY)
     assert profiling.NAME not in SUITES
+
+
+@needs_gpu
+def test_an_empty_kernel_has_a_time_and_a_profiled_call_is_exact() -> None:
+    device = torch.device("cuda", 0)
+    assert CudaTimer().warm(ladder.empty_launch(device), 3).median_us > 0
+    cell = PLAIN.cells[1]
+    pool = build_pool(cell, cell.rows, cell.k, device, Recordings((), device, cell.n), False)
+    case = make_case(cell, pool, 1, False)
+    assert launches.launch(REGISTRY["auto"], case, {})
+    assert launches.telemetry(case)["passes"] >= 1
 
 
 def launch(**counters: float) -> profile_record.Launch:

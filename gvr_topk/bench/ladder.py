@@ -21,7 +21,7 @@ from .cells import KIB, Cell, Suite
 from .contenders import REGISTRY, Contender
 from .results import quotient
 from .runner import Progress, Runner
-from .timing import CudaTimer
+from .timing import Call, CudaTimer
 
 K = 2048
 SHORT = K + 64  # scores of a row without reading, a multiple of every vector load
@@ -96,7 +96,7 @@ def measure(device: torch.device, progress: Progress | None = None) -> dict[str,
             fixed = [contender for contender in found if contender is not None]
             contenders = [*(REGISTRY[name] for name in _FLOORS), *fixed]
             cells += _run(suite, contenders, device, out, progress)
-    launch = CudaTimer().warm(_empty_launch(device), _REPLAYS)
+    launch = CudaTimer().warm(empty_launch(device), _REPLAYS)
     return {"launch": launch.to_json(), "cells": cells}
 
 
@@ -110,11 +110,11 @@ def _run(
     return Runner("ladder", suite, contenders, device, (), out, progress=progress).run()["cells"]
 
 
-def _empty_launch(device: torch.device) -> Any:
+def empty_launch(device: torch.device) -> Call:
     answer = torch.zeros(1, dtype=torch.int32, device=device)
 
     def call() -> torch.Tensor:
-        torch.cuda._sleep(0)  # one thread that reads the clock twice
+        torch.cuda._sleep(0)  # one thread, which waits for no cycle
         return answer
 
     return call

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -223,16 +224,20 @@ def _counted(request: Request, record: dict[str, Any]) -> dict[str, Any]:
         orders, done = Path(directory) / "job.json", Path(directory) / "done.json"
         orders.write_text(job.to_json())
         program = [sys.executable, "-m", "gvr_topk.bench.launches", str(orders), str(done)]
-        profile = ncu.collect(
-            request.ncu,
-            program,
-            kernels=KERNELS,
-            seconds=request.seconds,
-            clocks=request.clocks,
-            keep=request.keep,
-        )
-        launched = json.loads(done.read_text()) if done.is_file() else []
-    attach(record, profile, launched)
+        report = request.keep or Path(directory) / "launches.ncu-rep"
+        try:
+            profile = ncu.collect(
+                request.ncu,
+                program,
+                kernels=KERNELS,
+                seconds=request.seconds,
+                clocks=request.clocks,
+                keep=report,
+            )
+            launched = json.loads(done.read_text()) if done.is_file() else []
+            attach(record, profile, launched)
+        except ncu.NcuError as error:
+            raise _with_report(error, report, request) from error
     missing = sum(len(wanted) for wanted in job.wanted) - len(launched)
     late = f"{missing} launches were not made within {request.seconds:g} s" if missing else None
     return {
@@ -244,6 +249,15 @@ def _counted(request: Request, record: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(perf_counter() - began, 1),
         "problem": profile.problem or late,
     }
+
+
+def _with_report(error: ncu.NcuError, report: Path, request: Request) -> ncu.NcuError:
+    """What ncu has collected and nobody could read stays beside the record."""
+    if request.keep is not None or not report.is_file():
+        return error
+    kept = request.out.with_suffix(".ncu-rep")
+    shutil.copyfile(report, kept)
+    return ncu.NcuError(f"{error}; see its report {kept.name}")
 
 
 def _job(request: Request, record: Mapping[str, Any]) -> Job:
