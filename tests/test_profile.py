@@ -464,6 +464,24 @@ def test_the_figure_shows_every_launch(whole: Path, tmp_path: Path) -> None:
     assert stalls([launch()]) is None
 
 
+@pytest.mark.parametrize("problem", [None, "ncu: no counters"])
+def test_the_command_says_what_was_found_and_what_is_missing(
+    problem: str | None, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = json.loads((whole / "profile.json").read_text())
+    record["ncu"]["problem"] = problem
+    asked: list[profiling.Request] = []
+    monkeypatch.setattr(profiling, "gpu", lambda: CPU)
+    monkeypatch.setattr(profiling, "run", lambda request, *_: asked.append(request) or record)
+    given = ["--ncu", str(fake_ncu(tmp_path)), "--out", str(tmp_path / "a" / "b.json")]
+    result = CliRunner().invoke(app, ["profile", *given, "--cell", "1x1M:512", "--budget", "5"])
+    assert result.exit_code == (1 if problem else 0)
+    assert ("failed: ncu: no counters" in result.output) == bool(problem)
+    assert "3 cells in" in result.output and "2 x 4K, K 256, step: " in result.output
+    assert asked[0].groups == [profiling.Group((Cell(1, MIB, 512, data="normal"),))]
+    assert (asked[0].seconds, asked[0].clocks) == (5.0, "none")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,6 +20,7 @@ from .profile_record import Launch, launches, load
 RECORD = "benchmarks/results/h200-profile.json"
 PICTURE = "profile-stalls"
 COMMAND = f"python -m gvr_topk.bench profile --out {RECORD}"
+_MOST_NAMED = 4  # metrics that are not to be had
 _SHOWN = ("global memory", "barrier", "fence", "shared memory", "arithmetic", "instruction fetch")
 
 
@@ -108,8 +109,9 @@ def why(root: Path) -> list[str]:
         f"*{conditions(record)}; Nsight Compute {about['version']}, clock control "
         f"{about['clock_control']}.*"
     )
-    if about["unavailable"]:
-        text += f" Not to be had there: {', '.join(about['unavailable'])}."
+    if missing := about["unavailable"]:
+        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        text += f" Not to be had there: {', '.join(missing[:_MOST_NAMED])}{more}."
     if about["problem"]:
         text += f" Incomplete: {about['problem']}."
     lines = [*paragraph(text), "", *table(found), ""]
@@ -160,7 +162,7 @@ def _ladder_sentence(found: Sequence[Rung]) -> str:
 
     return (
         f"Of the time that `auto` takes beyond the floor, between {named(least)} and {named(most)} "
-        f"are there on rows of {SHORT} scores already: rounds and barriers, not reading."
+        f"are there on rows of {SHORT} scores already, without the reading."
     )
 
 
