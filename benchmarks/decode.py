@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time per output token of a DeepSeek-V3.2-shaped decoder under different Top-K selections.
 
+\b
     python benchmarks/decode.py --out decode.json              # on a GPU, about two minutes
     python benchmarks/decode.py --out decode.json --budget 150 # no further cell starts after 150 s
     python benchmarks/decode.py --quick --out decode.json      # tiny sizes, also without a GPU

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the serving shapes cost beside a plain step: places, differences, fewer hints, prefill.
 
+\b
     python benchmarks/serving.py --out serving.json                # on a GPU; --device cpu without
     python benchmarks/serving.py --show serving.json               # the tables of a record
 

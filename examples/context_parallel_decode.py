@@ -24,6 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# As a script it finds gvr_topk here where it is not installed.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 import gvr_topk
 import gvr_topk.distributed as sharded
 from gvr_topk.reference import topk_reference

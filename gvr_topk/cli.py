@@ -105,9 +105,10 @@ def env(
     ] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Describe this installation: versions, the compiled extension, devices, installed size.
+    """Describe this installation and say what is wrong with it.
 
-    Works, and says why, where the extension does not load.
+    Versions, the compiled extension, devices, installed size. Works where the extension does not
+    load.
 
     \b
     Examples:
@@ -131,7 +132,7 @@ def demo(
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Replay a recorded decode and check every step, bit for bit, against the reference.
+    """Replay a recorded decode and check every step bit for bit.
 
     The exit code is 0 only if every step was exact.
 
@@ -175,7 +176,9 @@ def explain(
     device: DeviceOption = DeviceName.auto,
     json_output: JsonOption = False,
 ) -> None:
-    """Select the Top-K of one step or file; print how each row was found, the plan and why.
+    """Print how each row was answered, the plan of the kernel, and why.
+
+    The rows are a file of scores or one step of a trace. Without a GPU the plan is that of an H200.
 
     \b
     Examples:
@@ -354,6 +357,8 @@ def _trace_case(trace: Trace, k: int, step: int | None, keys: int | None, hint: 
 def _load_hint(hint: str | None, scores: Tensor) -> Tensor | None:
     if hint is None or hint == "none":
         return None
+    if Path(hint).suffix not in (".pt", ".npy"):
+        raise UserError(f"--hint: got {hint}, need previous, none, or a .pt or .npy file")
     loaded = _load_tensor(Path(hint)).to(scores.device)
     return loaded.expand(*scores.shape[:-1], -1) if loaded.dim() == 1 else loaded
 

@@ -19,15 +19,15 @@ hint            int32 [..., h] positions that may be winners, one row per row of
 hint_offset     added to every hinted position.
 sorted          True: best first (score descending, NaN first, then index ascending).
                 False: in no particular order.
-algorithm       "auto"    chosen from the shape and the device.
-                "gvr"     the paper's phases: guess a threshold from the hinted scores, verify it by
-                          counting the row, collect the survivors, refine exactly. It continues as
-                          "stream" where the guess cannot be corrected in a few counts.
-                "resident" the row stays in the shared memory of the CTAs that read it: one
-                          histogram, one ranking; takes no hint. As "stream" where the row does not
-                          fit, and on the CPU.
-                "stream"  one read of the row under a threshold that only rises.
-                "radix"   histogram passes over the row; takes no hint.
+algorithm       "auto"      chosen from the shape and the device.
+                "gvr"       the paper's phases: guess a threshold from the hinted scores, verify it
+                            by counting the row, collect the survivors, refine exactly. It continues
+                            as "stream" where the guess cannot be corrected in a few counts.
+                "resident"  the row stays in the shared memory of the CTAs that read it: one
+                            histogram, one ranking; takes no hint. As "stream" where the row does
+                            not fit, and on the CPU.
+                "stream"    one read of the row under a threshold that only rises.
+                "radix"     histogram passes over the row; takes no hint.
                 All give the same answer. "gvr", "resident" and "stream" answer as "radix" where k
                 is too large for their staging memory.
 

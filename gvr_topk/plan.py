@@ -124,7 +124,13 @@ class _Call:
         smaller = self.ask(k=1)["family"]
         if smaller != family:
             return f"{family}: K = {self.k} is too large for the staging memory of {smaller}"
-        return f"{family}: what {self.algorithm} takes for this shape"
+        if self.algorithm != "auto":
+            return f"{family}: the row does not fit into the shared memory of its CTAs"
+        if family == "resident":
+            return f"{family}: the row stays in the shared memory of its CTAs"
+        if self.ask(rows=1)["family"] == "resident":
+            return f"{family}: {self.rows} rows do not all stay in shared memory; one alone would"
+        return f"{family}: a row of {self.n} scores does not stay in shared memory"
 
     def why_ctas(self, chosen: dict[str, Any]) -> str:
         ctas = chosen["ctas_per_row"]

@@ -33,12 +33,12 @@ class RowStats(NamedTuple):
 
     path: int  # enum Path
     passes: int  # how often the row's scores were read, the collecting pass included
-    survivors: int  # scores staged for the exact selection
+    survivors: int  # scores above the guess: staged, or counted by "resident"
     hint_valid: int  # hinted positions inside the window
     hint_hits: int  # hinted positions that are part of the answer
     overflows: int  # continuations because the staging area was full
     undershoots: int  # continuations because the guess admitted fewer than K
-    refine_rounds: int  # histogram rounds of the exact selection
+    refine_rounds: int  # of the exact selection: histograms; on the CPU halvings of the key range
 
     @property
     def path_name(self) -> str:

@@ -51,6 +51,10 @@ def test_family_and_hint_are_explained() -> None:
     stream = plan(1, 9000, 9, algorithm="stream", has_hint=True)
     assert stream.use_hint and "always" in reason(stream, "hint used")
     assert "no thread block clusters" in reason(plan(1, 2**20, 9, device=A100), "per row")
+    assert "stays in the shared memory" in reason(plan(1, 65536, 2048), "resident: ")
+    assert "512 rows do not all stay" in reason(plan(512, 65536, 2048), "stream: ")
+    assert "a row of 1048576 scores" in reason(plan(1, 2**20, 2048), "stream: ")
+    assert "does not fit" in reason(plan(1, 2**20, 2048, algorithm="resident"), "stream: ")
 
 
 def test_overrides_are_said_to_be_overrides() -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from . import serving
 from .cells import DTYPES, HOSTILE_HINTS, KIB, Cell, size_label
 from .dispatch import decisions
 from .markdown import markdown_table as _table
@@ -129,7 +131,7 @@ def public_kernels(records: Records) -> list[str]:
     if not behind:
         return _paragraph(
             f"* **Public kernels**: in all {len(cells)} cells in which nine of them were measured "
-            "on the same card, gvr_topk is faster than the fastest.",
+            "on an H200, gvr_topk is faster than the fastest.",
             indent="  ",
         )
     by_length = []
@@ -140,7 +142,7 @@ def public_kernels(records: Records) -> list[str]:
     widest = max(behind, key=lambda b: b[1])
     return _paragraph(
         f"* **Public kernels.** Of the {len(cells)} cells in which nine of them were measured on "
-        f"the same card, gvr_topk is faster than the fastest in {len(cells) - len(behind)} and "
+        f"an H200, gvr_topk is faster than the fastest in {len(cells) - len(behind)} and "
         f"slower in {', '.join(by_length)}; at worst {widest[1]:.2f} times as slow "
         f"({widest[0].label}).",
         indent="  ",
@@ -177,9 +179,11 @@ def state_cost(records: Records) -> list[str]:
     entries = records.suite("state").entries
     step = [ratio for _, ratio in _ratios(entries, "step", "op")]
     values = [ratio for _, ratio in _ratios(entries, "op-values", "op")]
+    served = serving.step_over_plain(records.clients.serving())
+    also = f" ({_span(served, 2)} with slots and lengths)" if served else ""
     return _paragraph(
         f"* **State and values** cost time: `TopKCache.step` takes {_span(step, 2)} times as long "
-        f"as the bare operator, values beside indices {_span(values, 2)} times.",
+        f"as the bare operator{also}, values beside indices {_span(values, 2)} times.",
         indent="  ",
     )
 
@@ -257,8 +261,11 @@ def warm(records: Records) -> list[str]:
 def paper_over_ours(records: Records) -> list[str]:
     """The paper's algorithm beside ours with its answer as a hint, and over the hint's overlap."""
     hints = records.suite("hints")
-    real = [e for e in hints.entries if e.cell.hint == "real"]
-    ratios = _ratios(real, "gvr", "auto")
+    ratios = [
+        (f"{d.rows} x {size_label(d.n)}", min(times) / d.auto_us)
+        for d in decisions(records.suite("dispatch"))
+        if (times := d.times("gvr", hint=True).values())
+    ]
     least, most = min(ratios, key=lambda r: r[1]), max(ratios, key=lambda r: r[1])
     spans = []
     for name in ("gvr", "stream", "auto"):
@@ -270,9 +277,10 @@ def paper_over_ours(records: Records) -> list[str]:
         worst = max(max(times) / min(times) for times in by_shape.values())
         spans.append(f"{worst:.2f}x for `{name}`")
     return _paragraph(
-        f"With the real hint the paper's algorithm (`gvr`) takes {least[1]:.1f} ({least[0]}) to "
-        f"{most[1]:.1f} ({most[0]}) times as long as `auto`. Between the kindest and the most "
-        f"hostile hint a shape's time changes by up to {', '.join(spans)}."
+        f"With the real hint and its best number of CTAs the paper's algorithm (`gvr`) takes "
+        f"{least[1]:.1f} ({least[0]}) to {most[1]:.1f} ({most[0]}) times as long as `auto`, in "
+        f"{len(ratios)} shapes. Between the kindest and the most hostile hint a shape's time "
+        f"changes by up to {', '.join(spans)}."
     )
 
 
@@ -324,7 +332,9 @@ def adversarial(records: Records) -> list[str]:
             time = entry.time("auto") if entry else None
             over = results.against(entry, "auto", data="normal") if entry else None
             texts.append(_us(time) + (f" ({over:.1f}x)" if over and kind != "normal" else ""))
-        lines.append([_KINDS_OF_ROWS[kind], *texts])
+        text = _KINDS_OF_ROWS[kind]
+        short = "random" if kind == "normal" else kind  # its label in the plot
+        lines.append([text if text == short else f"{text} (`{short}`)", *texts])
     return _table(["rows", *(f"{r} x {size_label(n)}" for r, n in shapes)], lines)
 
 
@@ -461,9 +471,12 @@ def two_gpu_tests(records: Records) -> list[str]:
 def _evidence(record: dict[str, Any]) -> list[str]:
     totals, environment = record["totals"], record["environment"]
     reasons = "; ".join(f"{count} x {reason}" for reason, count in record["skipped"].items())
+    files = Counter(name.partition("::")[0].removeprefix("tests.") for name in record["failed"])
+    failed = ", ".join(f"{count} in {name}" for name, count in files.items())
     return _paragraph(
-        f"{totals['passed']} passed, {totals['failed']} failed, {totals['errors']} errors, "
-        f"{totals['skipped']} skipped"
+        f"{totals['passed']} passed, {totals['failed']} failed"
+        + (f" ({failed})" if failed else "")
+        + f", {totals['errors']} errors, {totals['skipped']} skipped"
         + (f" ({reasons})" if reasons else "")
         + f", in {record['seconds']:.0f} s on {environment['gpu']['name']}, "
         f"torch {environment['torch']}, sources {environment['source_sha256'][:12]}.",
@@ -476,10 +489,11 @@ def demo(records: Records) -> list[str]:
     return _paragraph(
         f"{found['exact_steps']} of {found['steps']} recorded steps exact on "
         f"{record['device_name']}, K = {record['k']}: "
-        f"{found['step_us']:.1f} us per step against {found['torch_us']:.1f} us of torch.topk, "
+        f"{found['step_us']:.1f} us per `TopKCache.step` against {found['torch_us']:.1f} us of "
+        "torch.topk, "
         f"{100 * found['overlap']:.0f} % of each answer known from the step before, "
-        f"{found['survivors']:.0f} survivors staged and {found['passes']:.2f} reads of the row in "
-        "the mean.",
+        f"{found['survivors']:,.0f} scores above the guess and {found['passes']:.2f} reads of the "
+        "row in the mean.",
     )
 
 

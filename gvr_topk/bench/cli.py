@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-_HELP = """Measure gvr_topk beside its baselines; every timed result is checked for exactness.
+_HELP = """Measure gvr_topk beside its baselines, and check every result.
 
 \b
 Examples:
@@ -245,7 +245,7 @@ def targets(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Print each target that the records can decide: pass or falls short, with its ratio.
+    """Print which targets the records meet, each with its ratio.
 
     \b
     Example:
@@ -275,7 +275,9 @@ def report(
         bool, typer.Option("--check", help="Change nothing; exit code 1 where something is stale.")
     ] = False,
 ) -> None:
-    """Rewrite every number and plot of README.md and docs/ from benchmarks/results/*.json.
+    """Rewrite the numbers and plots of the documentation.
+
+    README.md and docs/, from benchmarks/results/*.json.
 
     \b
     Examples:
@@ -372,10 +374,10 @@ def evidence(
         str | None, typer.Option(help="What runs pytest, in place of pytest itself.")
     ] = None,
 ) -> None:
-    """Run pytest on this machine (arguments after --) and record what came of it.
+    """Run pytest on this machine and record what came of it.
 
-    The exit code is pytest's, or the command's; 1 when pytest was stopped, left no report, or no
-    test passed.
+    What stands after -- goes to pytest. The exit code is pytest's, or the command's; 1 when pytest
+    was stopped, left no report, or no test passed.
 
     \b
     Example:

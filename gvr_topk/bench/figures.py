@@ -120,7 +120,7 @@ def row(scores: Tensor, k: int, survivors: int) -> Figure:
     places = order.numpy(), ranked.numpy()
     parts = (
         (slice(survivors, None), _GREY, f"refused: {len(scores) - survivors:,}"),
-        (slice(k, survivors), _ORANGE, f"staged, refined away: {survivors - k:,}"),
+        (slice(k, survivors), _ORANGE, f"above the guess, refined away: {survivors - k:,}"),
         (slice(0, k), _BLUE, f"winners: {k:,}"),
     )
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
@@ -141,7 +141,7 @@ def row(scores: Tensor, k: int, survivors: int) -> Figure:
 
 
 def decode(record: dict[str, Any]) -> Figure:
-    """The demo's record: how much of each answer was known, and what was staged to find it."""
+    """The demo's record: how much of each answer was known, and what the guess admitted."""
     steps, k = record["steps"], record["k"]
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 4.6), sharex=True, layout="constrained")
     known = [(s["step"], s["overlap"]) for s in steps if s["overlap"] is not None]
@@ -149,7 +149,7 @@ def decode(record: dict[str, Any]) -> Figure:
     top.set(ylabel="of the answer known\nfrom the step before", ylim=(0, 1))
     top.yaxis.set_major_formatter(PercentFormatter(1.0))
     survivors = [s["survivors"] for s in steps]
-    bottom.bar([s["step"] for s in steps], survivors, color=_ORANGE, label="survivors staged")
+    bottom.bar([s["step"] for s in steps], survivors, color=_ORANGE, label="scores above the guess")
     bottom.axhline(k, color=_BLUE, label=f"K = {k}: fewer would miss a winner")
     bottom.set(xlabel="decode step", ylabel="scores", ylim=(0, 1.35 * max(survivors)))
     bottom.legend(loc="upper left", ncols=2, fontsize=8)

@@ -104,8 +104,10 @@ def geometric_mean(ratios: Iterable[float]) -> float | None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ResultsError(f"{path}: {error}") from error
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # no JSON, or no text
+        raise ResultsError(f"{path}: no JSON ({error})") from error
     if not isinstance(record, dict) or "cells" not in record:
         raise ResultsError(f"{path}: no benchmark record (it has no cells)")
     if record.get("schema") != SCHEMA:

@@ -44,6 +44,17 @@ def failures(record: dict[str, Any]) -> list[str]:
     return [f"{label(e)}: {e['call']}: not exact" for e in record["entries"] if not e["exact"]]
 
 
+def step_over_plain(record: dict[str, Any] | None) -> list[float]:
+    """Time of a step over that of the stateless call, by shape; empty without a record."""
+    times: dict[tuple[str, str], float] = {
+        (e["call"], label(e)): e["median_us"]
+        for e in (record or {}).get("entries", ())
+        if e["exact"]
+    }
+    shapes = [shape for call, shape in times if call == STEP]
+    return [times[STEP, s] / times[PLAIN, s] for s in shapes if (PLAIN, s) in times]
+
+
 def label(entry: dict[str, Any]) -> str:
     return f"{entry['rows']} x {size_label(entry['n'])}"
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the synthetic characters were fitted: figures of a trace, and a search for equal ones.
 
+\b
     python -m gvr_topk.traces.calibration figures A=trace_A_layer6.safetensors --out figures.json
     python -m gvr_topk.traces.calibration fit figures.json A --start ordinary --minutes 10
 

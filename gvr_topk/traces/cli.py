@@ -171,7 +171,9 @@ def cut(
     keys: Annotated[int, typer.Option(help="Keep the last KEYS keys.")] = 32768,
     steps: Annotated[int, typer.Option(help="Keep the last STEPS steps.")] = 64,
 ) -> None:
-    """Cut the end out of a trace; the packaged trace was made like this.
+    """Cut the end out of a trace.
+
+    The packaged trace was made like this.
 
     Of a dense trace: the last STEPS steps of each sequence, the last KEYS scores of each row.
 
@@ -215,7 +217,7 @@ def convert(
         str | None, typer.Option(help="The tensor to take from a foreign safetensors file.")
     ] = None,
 ) -> None:
-    """Write a dense trace from a factored one, or from arrays of scores.
+    """Write a dense trace from a factored one, or from arrays.
 
     \b
     Examples:
@@ -260,7 +262,9 @@ def synth(
     seed: Annotated[int, typer.Option(help="The same seed gives the same trace.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
-    """Make a factored trace of rows like those of a sparse-attention indexer.
+    """Make a factored trace of synthetic rows.
+
+    They are like those of a sparse-attention indexer.
 
     \b
     Examples:
@@ -312,7 +316,7 @@ def replay(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Select every row of a trace as a decoder would, and say how each was found.
+    """Select every row of a trace as a decoder would.
 
     The exit code is 0 only if every answer that was checked was exact.
 
