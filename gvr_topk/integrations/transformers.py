@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gvr_topk inside Hugging Face transformers: the indexers of its sparse-attention models select with
-`gvr_topk.topk`. `INDEXERS` lists them.
+"""gvr_topk inside Hugging Face transformers: the indexers of its sparse-attention models select
+with `gvr_topk.topk`. `INDEXERS` lists them.
 
     >>> from gvr_topk.integrations.transformers import enable
     >>> enable(model)
