@@ -411,6 +411,26 @@ def test_a_compiled_forward_pass_is_the_same(device: str) -> None:
     assert torch.equal(*logits)
 
 
+@torch.no_grad()
+@pytest.mark.skipif(not SINCE_5_17, reason="its unfilled keys are selected, too, and tie")
+@pytest.mark.parametrize("name", STATIC)
+def test_a_compiled_step_on_a_static_cache_is_the_same(name: str, device: str) -> None:
+    """What `generate` makes of a static cache on a GPU."""
+    model = tiny_model(name, device)
+    ids = _prompt(name, device, batch=2)
+    found = []
+    for use in (adapter.disable, adapter.enable):
+        torch._dynamo.reset()
+        cache = transformers.StaticCache(config=model.config, max_cache_len=40)
+        logits = [use(model)(ids, past_key_values=cache).logits]
+        step = torch.compile(model, fullgraph=True, backend="eager")
+        for _ in range(4):
+            token = logits[-1][:, -1:].argmax(-1)
+            logits.append(step(token, past_key_values=cache).logits)
+        found.append(torch.cat(logits, 1))
+    assert torch.equal(*found)
+
+
 def test_an_indexer_without_topk_is_an_error(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapter.enable(tiny_model("deepseek_v32", device))
     base = type(adapter._indexers_of(model)[0]).__mro__[2]
