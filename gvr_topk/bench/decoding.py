@@ -16,8 +16,8 @@ KIND = "decode"
 # arXiv 2604.22312: lower time per output token against radix selection, in percent, by context
 # in 1,024 keys.
 PAPER = {32: 4.07, 64: 5.47, 100: 7.52}
-# `auto` takes no hint, so that a decoder which wants the selection alone keeps no state, as the
-# radix selection keeps none. Records without this variant are judged by the one that keeps it.
+# On the GPU `auto` takes no hint, so that a decoder which wants the selection alone keeps no state,
+# as for the radix selection. Records without this variant are judged by the one that keeps it.
 STATELESS = "auto, no state"
 
 
