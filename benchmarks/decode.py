@@ -7,6 +7,8 @@
     python benchmarks/decode.py --quick --out decode.json      # tiny sizes, also without a GPU
     python benchmarks/decode.py --show decode.json             # the tables of a record
 
+`gvr` and `auto` are steps of gvr_topk.nn.TopK, which stores each answer as the next hint; `radix`
+and `auto, no state` are calls of gvr_topk.topk_indices. Each is one operator and one launch.
 Every step of a variant is one CUDA graph of all layers. The variants take turns step by step, on
 the same hidden states and caches, so that clocks and data are equal. In the last two steps the
 selection of every variant and layer is compared with the exact one of the scores that it saw. All
@@ -55,7 +57,9 @@ from gvr_topk.bench.decoding import (
     KIND,
     PAPER,
     SCHEMA,
+    STATELESS,
     cells,
+    claimed,
     failures,
     gain,
     load,
@@ -90,13 +94,16 @@ def _torch_topk(shape: Shape, batch: Batch, device: torch.device) -> Select:
     return lambda scores, layer, lengths: scores.topk(shape.k, sorted=False).indices
 
 
-def _radix(shape: Shape, batch: Batch, device: torch.device) -> Select:
-    def select(scores: Tensor, layer: int, lengths: Tensor) -> Tensor:
-        return gvr_topk.topk_indices(
-            scores, shape.k, lengths=lengths, next_n=batch.next_n, algorithm="radix"
-        )
+def _stateless(algorithm: str) -> Callable[[Shape, Batch, torch.device], Select]:
+    def make(shape: Shape, batch: Batch, device: torch.device) -> Select:
+        def select(scores: Tensor, layer: int, lengths: Tensor) -> Tensor:
+            return gvr_topk.topk_indices(
+                scores, shape.k, lengths=lengths, next_n=batch.next_n, algorithm=algorithm
+            )
 
-    return select
+        return select
+
+    return make
 
 
 def _stateful(algorithm: str) -> Callable[[Shape, Batch, torch.device], Select]:
@@ -129,9 +136,10 @@ def _no_selection(shape: Shape, batch: Batch, device: torch.device) -> Select:
 NO_SELECTION = "no selection"
 VARIANTS = (
     Variant("torch.topk", _torch_topk, tie_rule=False),
-    Variant("radix", _radix),
+    Variant("radix", _stateless("radix")),
     Variant("gvr", _stateful("gvr")),
     Variant("auto", _stateful("auto")),
+    Variant(STATELESS, _stateless("auto")),
     Variant(NO_SELECTION, _no_selection),
 )
 
@@ -346,7 +354,8 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         table.add_row(cell["label"], f"{statistics.mean(cell['overlap']):.2f}", *times)
     yield table
     if record["device"] == "cuda" and (found := verdicts(record)):
-        targets = Table(title="auto against radix, percent lower time per output token")
+        title = f"{claimed(record)} against radix, percent lower time per output token"
+        targets = Table(title=title)
         for column in ("batch x context", "need", "measured", "verdict"):
             targets.add_column(column)
         for label, need, measured, holds in found:

@@ -3,7 +3,8 @@
 
 Every layer has the lightning indexer (64 heads of 128), the selection, MLA attention in its
 absorbed form over the selected keys, and the dense MLP of the model's first layers. Rotary
-embeddings are left out, and weights and caches are bf16.
+embeddings are left out, and weights and caches are bf16. As in a serving engine, what all layers of
+a step share (where its tokens go in the caches) is computed once per step.
 
 The hidden state that enters a layer is given, not computed by the layer before: an AR(1) process
 over tokens, the same for every selection that is compared. Attention sums its keys in the order of
@@ -80,7 +81,8 @@ class Layer:
 
         self.shape = s = shape
         self.q_a = weight(s.query_rank, s.hidden)
-        self.q_b = weight(s.heads * (s.nope + s.rope), s.query_rank)
+        # The softmax's scale is in the weights; engines have it in their attention kernel.
+        self.q_b = weight(s.heads * (s.nope + s.rope), s.query_rank).mul_((s.nope + s.rope) ** -0.5)
         self.kv_a = weight(s.key_rank + s.rope, s.hidden)
         self.k_up = weight(s.heads * s.nope, s.key_rank).view(s.heads, s.nope, s.key_rank)
         self.v_up = weight(s.heads * s.value, s.key_rank).view(s.heads, s.value, s.key_rank)
@@ -144,6 +146,8 @@ class Decoder:
         self.scores = torch.empty(shape.layers, batch.rows, caches.capacity, device=device)
         self.request = torch.arange(batch.rows, device=device) // batch.next_n
         self.draft = torch.arange(batch.rows, device=device) % batch.next_n
+        # Of each row, where its request's keys begin in a flat cache.
+        self.first = (self.request * caches.capacity).unsqueeze(1)
 
     def step(self, time: Tensor, select: Select) -> tuple[Tensor, list[Tensor]]:
         """(hidden states [rows, hidden], indices of every layer) of step `time`, int64 [1].
@@ -151,10 +155,11 @@ class Decoder:
         Everything that changes from step to step is read on the device: the call can be captured.
         """
         lengths = self.lengths(time)
+        at = lengths[self.request] - self.batch.next_n + self.draft
         states = self.states.index_select(0, time)[0]
         total, selected = torch.zeros_like(states[0]), []
         for place in range(self.shape.layers):
-            query_rank = self.write_and_score(place, states[place], lengths)
+            query_rank = self._write_and_score(place, states[place], at, lengths)
             indices = select(self.scores[place], place, lengths)
             selected.append(indices)
             attended = self._attend(place, query_rank, indices)
@@ -166,10 +171,11 @@ class Decoder:
         end = self.batch.context + (time + 1) * self.batch.next_n
         return end.expand(self.batch.requests).contiguous()
 
-    def write_and_score(self, place: int, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Puts the new keys into the caches and the layer's index scores into `scores[place]`."""
+    def _write_and_score(self, place: int, hidden: Tensor, at: Tensor, lengths: Tensor) -> Tensor:
+        """Puts the new keys into the caches, at position `at` [rows] of their requests, and the
+        layer's index scores into `scores[place]`.
+        """
         layer, s, rows = self.layers[place], self.shape, self.batch.rows
-        at = lengths[self.request] - self.batch.next_n + self.draft
         self.caches.latent[place].index_put_((self.request, at), F.linear(hidden, layer.kv_a))
         key = F.layer_norm(F.linear(hidden, layer.index_k), (s.index_width,))
         self.caches.index[place].index_put_((self.request, at), key)
@@ -186,11 +192,11 @@ class Decoder:
         nope, rope = query.split([s.nope, s.rope], dim=-1)
         absorbed = torch.bmm(nope.transpose(0, 1), layer.k_up).transpose(0, 1)
         query = torch.cat([absorbed, rope], dim=-1)
-        flat = (indices + (self.request * self.caches.capacity).unsqueeze(1)).view(-1)
+        flat = (indices + self.first).view(-1)
         latent = self.caches.latent[place].view(-1, s.key_rank + s.rope)
         keys = latent.index_select(0, flat).view(rows, s.k, s.key_rank + s.rope)
-        weights = torch.bmm(query, keys.transpose(1, 2)) * (s.nope + s.rope) ** -0.5
-        mixed = torch.bmm(weights.softmax(-1), keys[..., : s.key_rank])
+        weights = torch.bmm(query, keys.transpose(1, 2)).softmax(-1)
+        mixed = torch.bmm(weights, keys[..., : s.key_rank])
         values = torch.bmm(mixed.transpose(0, 1), layer.v_up.transpose(1, 2)).transpose(0, 1)
         return F.linear(values.reshape(rows, s.heads * s.value), layer.o)
 

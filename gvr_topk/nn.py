@@ -28,6 +28,9 @@ class TopK(nn.Module):
     the compiled region may become a CUDA graph under `mode="reduce-overhead"`, and a CUDA
     graph captured by hand finds the state where it was.
 
+    On a GPU "auto" keeps the state without reading it: who needs neither another algorithm's hints
+    nor `cache.step_difference` has the same answer sooner from `gvr_topk.topk_indices`.
+
     `cache` is a `TopKCache` over the same memory: `cache.reset`, `copy` and `commit` do what a
     server does between steps. Moving the module to another device, copying or unpickling it makes
     an empty cache there: hints change the time only, never the answer.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from benchmarks import decode
@@ -50,7 +51,7 @@ def test_every_variant_is_exact_in_every_cell(record: dict[str, Any], device: st
     assert record["device"] == device and record["environment"]["torch"] == torch.__version__
     for cell in record["cells"]:
         exact = {result["variant"]: result["exact"] for result in cell["results"]}
-        names = ("torch.topk", "radix", "gvr", "auto")
+        names = ("torch.topk", "radix", "gvr", "auto", decode.STATELESS)
         assert exact == {**dict.fromkeys(names, True), "no selection": None}
         assert cell["rows"] == 2 * (1 + cell["drafts"])
         assert len(cell["overlap"]) == 1 and 0.2 < cell["overlap"][0] < 1.0
@@ -124,6 +125,43 @@ def test_verdicts_follow_from_the_times() -> None:
         ("1 x 64K, 3 drafts", 0.0, True),
     ]
     assert [round(measured, 6) for _, _, measured, _ in found] == [5.0, 5.0, 0.0, 0.5]
+
+
+def test_the_claim_is_that_of_the_selection_without_state_where_it_was_measured() -> None:
+    before = {"cells": [_cell(1, 32, 0, radix=100.0, auto=96.0)]}
+    both = {"radix": 100.0, "auto": 96.0, decode.STATELESS: 95.0}
+    after = {"cells": [_cell(1, 32, 0, **both)]}
+    assert decode.claimed(before) == "auto" and decode.claimed(after) == decode.STATELESS
+    found = [decode.verdicts(record)[0][2:] for record in (before, after)]
+    assert [(round(measured, 6), holds) for measured, holds in found] == [(4.0, False), (5.0, True)]
+
+
+class _Operators(TorchDispatchMode):
+    """Names of the operators called while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Tensor:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("drafts", [0, 1])
+def test_a_selection_of_the_package_is_one_operator(drafts: int, device: str) -> None:
+    batch = Batch(2, 300, drafts)
+    scores = torch.randn(batch.rows, 320, device=device)
+    lengths = torch.full((2,), 300, device=device)
+    for variant in decode.VARIANTS[1:-1]:
+        select = variant.make(QUICK, batch, torch.device(device))
+        with _Operators() as operators:
+            select(scores, 0, lengths)
+        (name,) = operators.names
+        assert name in ("gvr.topk_indices.default", "gvr.step.default"), variant.name
 
 
 def test_the_cells_that_tell_most_come_first() -> None:

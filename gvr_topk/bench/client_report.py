@@ -77,7 +77,8 @@ def decode(records: ClientRecords) -> list[str]:
     about = (
         f"Microseconds per output token, {shape['layers']} layers, K = {shape['k']}, "
         f"{record['dtype']}; "
-        '"auto over radix" is how much less time a token takes, "the paper\'s" what '
+        f'"{decoding.claimed(record)} over radix" is how much less time a token takes, '
+        '"the paper\'s" what '
         "arXiv 2604.22312 reports at that context. For one request (at least the paper's gain, "
         f"and a gain anywhere else: {count} cells) the claim {verdict}."
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..ops import check_int, type_name
 from .collectives import Communicator
 
-__all__ = ["Interleaved", "LayoutSpec", "Placement", "place"]
+__all__ = ["Interleaved", "LayoutSpec", "Placement", "describe", "place"]
 
 INT32_MAX = 2**31 - 1
 # A length beyond every row: clamped there, no sum below overflows an int64.
@@ -155,6 +155,15 @@ class Pages(Placement):
         ends = lengths.repeat_interleave(next_n) - next_n + draft + 1
         ends = self.count_before(ends.clamp(min=0) // ratio)
         return Window(ends, None if starts is None else starts.repeat_interleave(next_n))
+
+
+def describe(layout: LayoutSpec) -> str:
+    """The same words for every way to write a checked layout."""
+    if isinstance(layout, str):
+        return layout
+    if isinstance(layout, Interleaved):
+        return "interleaved" if layout.page == 1 else repr(layout)
+    return f"offsets {[int(offset) for offset in layout]}"
 
 
 def _bounded(bound: Tensor) -> Tensor:

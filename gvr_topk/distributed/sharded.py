@@ -16,7 +16,7 @@ from ..ops import TopKResult, check_int, check_options, check_scores, check_tens
 from . import candidates, splitters, threshold
 from .agreement import agree, checks_by_default
 from .collectives import Communicator
-from .layout import INT32_MAX, LayoutSpec, Pages, Placement, Window, place
+from .layout import INT32_MAX, LayoutSpec, Pages, Placement, Window, describe, place
 from .model import LINKS, METHODS, Shape, cached_plan, plan
 from .winners import Local, Winners, gather_answer, own_prefix
 
@@ -249,7 +249,7 @@ class _Call:
             "dtype of scores": scores.dtype,
             "leading dimensions of scores": list(scores.shape[:-1]),
             "kind of device": scores.device.type,
-            "layout": self.layout if isinstance(self.layout, str) else repr(self.layout),
+            "layout": describe(self.layout),
             "method": self.method,
             "return_": self.return_,
             "sorted": self.sorted,

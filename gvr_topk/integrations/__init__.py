@@ -3,8 +3,8 @@
 
 transformers   enable(model): the sparse-attention models of Hugging Face transformers
 vllm           the indexer's Top-K operators and SparseIndexerTopk
-sglang         sgl-kernel's fast_topk_v2 and its fused transforms
-flashinfer     top_k_varlen, top_k_page_table_transform, top_k_ragged_transform
+sglang         fast_topk_v2, its fused transforms, and the paged and ragged transforms v2
+flashinfer     top_k, top_k_varlen, top_k_page_table_transform, top_k_ragged_transform
 
 None of them imports its project before it has to. docs/integration.md shows the lines to change.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shims share: the selection relative to a row's start, and where its indices point."""
+"""What the shims share: checks, and selections whose indices count from a row's start or point into
+a KV cache.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,9 @@ import torch
 from torch import Tensor
 
 from gvr_topk.ops import check_int, check_tensor, topk_indices
+from gvr_topk.serving import topk_kv
+
+_INT32_MAX = 2**31 - 1
 
 
 def check_matrix(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -74,41 +79,88 @@ def select(
     return indices
 
 
-def through_page_table(
-    indices: Tensor,
-    page_table: Tensor,
+def select_places(
+    scores: Tensor,
+    k: int,
+    ends: Tensor,
+    starts: Tensor | None = None,
     *,
+    page_table: Tensor | None = None,
     page_size: int = 1,
     row_to_request: Tensor | None = None,
-    first_page: Tensor | None = None,
+    offsets: Tensor | None = None,
+    prefer_last: bool = False,
+    hint: Tensor | None = None,
+    out: Tensor | None = None,
+    raw: Tensor | None = None,
 ) -> Tensor:
-    """Physical positions of selected ones, int32 [rows, k], -1 where the index is -1:
+    """Places in the KV cache of what `select` selects, int32 [rows, k], -1 in the tail.
 
-        page_table[request, first_page + index // page_size] * page_size + index % page_size
+    With `at` = a selected position, counted from the row's start, + offsets[row] (None: 0):
 
-    page_table is [requests, pages]; row_to_request [rows] names each row's request (None: row i is
-    request i), first_page [rows] is in pages (None: 0). What lies outside the table is clamped to
-    it: no request or page number reaches other memory.
+        page_table[request, at // page_size] * page_size + at % page_size
+
+    or, without a page table, `at`. page_table is [requests, pages]; row_to_request [rows] names the
+    request of each row (None: row i is request i). What has no place is -1: outside the table, or
+    of a request that does not exist.
+
+    One launch of the selection; `starts` add some over [rows], and with `raw`, which receives the
+    positions, two over [rows, k]. Elementwise launches over [rows, k] follow where prefer_last asks
+    for a reversed copy, or both a map and starts or offsets are given.
     """
-    page, within = indices.clamp(min=0).long(), None
-    if page_size > 1:
-        page, within = page // page_size, page % page_size
-    if first_page is not None:
-        page = page + first_page.unsqueeze(1)
-    page = page.clamp(0, page_table.shape[1] - 1)
-    if row_to_request is None:
-        physical = page_table.gather(1, page)
-    else:
-        request = row_to_request.long().clamp(0, page_table.shape[0] - 1)
-        physical = page_table[request.unsqueeze(1), page]
-    if within is not None:
-        physical = physical * page_size + within
-    return torch.where(indices < 0, -1, physical).to(torch.int32)
+    mapped, rows = row_to_request is not None, scores.shape[0]
+    if prefer_last or (mapped and (starts is not None or offsets is not None)):
+        found = select(scores, k, ends, starts, prefer_last=prefer_last, out=raw, hint=hint)
+        places = _places(found, page_table, page_size, row_to_request, offsets)
+        return places if out is None else out.copy_(places)
+    begin = None if starts is None else starts.clamp(min=0).long()
+    if begin is not None:
+        offsets = -begin if offsets is None else offsets - begin
+    both = None
+    if out is not None or raw is not None:
+        empty = scores.new_empty((rows, k), dtype=torch.int32)
+        both = (empty if out is None else out, empty if raw is None else raw)
+    places, positions = topk_kv(
+        scores,
+        k,
+        lengths=ends,
+        starts=starts,
+        page_table=page_table if mapped or page_table is None else page_table[:rows],
+        page_size=page_size,
+        offsets=offsets,
+        row_to_request=row_to_request,
+        windows_per_row=mapped,
+        hint=hint,
+        out=both,
+    )
+    if begin is not None and raw is not None:
+        positions.sub_(begin.unsqueeze(1)).clamp_(min=-1)
+    return places
 
 
-def plus_offsets(indices: Tensor, offsets: Tensor) -> Tensor:
-    """indices + offsets[row], int32 [rows, k], -1 where the index is -1."""
-    return torch.where(indices < 0, -1, indices + offsets.unsqueeze(1)).to(torch.int32)
+def _places(
+    indices: Tensor,
+    page_table: Tensor | None,
+    page_size: int,
+    row_to_request: Tensor | None,
+    offsets: Tensor | None,
+) -> Tensor:
+    """The formula of `select_places` for given positions."""
+    at = indices.long() if offsets is None else indices + offsets.long().unsqueeze(1)
+    missing = (indices < 0) | (at < 0)
+    if page_table is not None:
+        requests, pages = page_table.shape
+        request = torch.arange(len(indices), device=at.device)
+        if row_to_request is not None:
+            request = row_to_request.long()
+            missing |= ((request < 0) | (request >= requests)).unsqueeze(1)
+            request = request.clamp(0, requests - 1)
+        page = at.div(page_size, rounding_mode="floor")
+        missing |= page >= pages
+        physical = page_table[request.unsqueeze(1), page.clamp(0, pages - 1)].long()
+        missing |= physical < 0
+        at = physical * page_size + at % page_size
+    return at.masked_fill(missing | (at > _INT32_MAX), -1).to(torch.int32)
 
 
 def check_page_size(page_size: int) -> None:
@@ -134,7 +186,6 @@ __all__ = [
     "check_page_size",
     "check_page_table",
     "check_place",
-    "plus_offsets",
     "select",
-    "through_page_table",
+    "select_places",
 ]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gvr_topk inside Hugging Face transformers: the indexers of `deepseek_v32`, `glm_moe_dsa` and
-`deepseek_v4` select with `gvr_topk.topk`.
+"""gvr_topk inside Hugging Face transformers: the indexers of its sparse-attention models select
+with `gvr_topk.topk`. `INDEXERS` lists them.
 
     >>> from gvr_topk.integrations.transformers import enable
     >>> enable(model)
@@ -14,14 +14,17 @@ An indexer keeps its own forward pass; only the call of `topk` inside it is answ
 * The selected set is that of a stable sort. It differs from torch.topk's at most in which of
   several *equal* scores at the K-th place are taken, a choice that torch.topk leaves open.
 * Indices come in no particular order, since these models turn them into a mask or gather by them.
+  Block selections of several heads (`minimax_m3_vl`), which are read up to the first empty place,
+  come best first.
 
 The hint is the layer's previous answer. It is used for one new token per sequence on the cache and
 batch of the previous call; the last row of a prefill is the first hint. Beams that a search has
 reordered get another beam's hint: a hint changes the time only, never the answer. Compiled forward
 passes take no hint.
 
-Versions: transformers 5.11.0 (the first with all three models) up to, not including, 6; tested at
-both ends of `TESTED`. An indexer in which no Top-K is found raises a RuntimeError.
+Versions: transformers 5.11.0 (the first with `deepseek_v32`, `glm_moe_dsa` and `deepseek_v4`; the
+others came later) up to, not including, 6; tested at both ends of `TESTED`. An indexer in which no
+Top-K is found raises a RuntimeError.
 """
 
 from __future__ import annotations
@@ -46,6 +49,12 @@ INDEXERS = {
     "deepseek_v32": "DeepseekV32Indexer",
     "glm_moe_dsa": "GlmMoeDsaIndexer",
     "deepseek_v4": "DeepseekV4Indexer",
+    "axk2": "AXK2Indexer",
+    "dots3_note": "Dots3NoteTextIndexer",
+    "glm5_next": "Glm5NextTextIndexer",
+    "hy_v4": "HYV4Indexer",
+    "minimax_m3_vl": "MiniMaxM3VLIndexer",
+    "mistral_large4": "MistralLarge4TextIndexer",
 }
 TESTED = ("5.11.0", "5.23.0")
 _OLDEST, _BEFORE = (5, 11), (6,)
@@ -151,7 +160,8 @@ def _answer(
         return torch.topk(input, k, dim, largest, sorted, **out)  # also for its own errors
     algorithm = indexer._gvr_algorithm
     if torch.compiler.is_compiling() or cache is None or input.dim() != 3:
-        values, indices = topk(input, k, algorithm=algorithm)
+        ordered = sorted and input.dim() != 3  # 3-D: one selection per token, used as a set
+        values, indices = topk(input, k, sorted=ordered, algorithm=algorithm)
     else:
         hint = _hint(indexer, cache, input)
         values, indices = topk(input, k, hint=hint, algorithm=algorithm)

@@ -97,8 +97,10 @@ def disagreements(rank: int, world: int, device: torch.device) -> list[str]:
     ask("TypeError", "rank 1 failed", "hint: got dtype", hint=hint)
     ask("ValueError", "ranks 0, 1, 2 failed", "need 3 offsets", layout=(0, N))
     ask("ValueError", "rank 1 failed", "do not overlap", layout=(0, N, N + 9))
-    # And after all this the group still works.
+    # And after all this the group still works, however a layout is written.
     ask("nothing", lengths=torch.tensor([N, 3]))
+    ask("nothing", layout=[0, N, 2 * N] if odd else (0, N, 2 * N))
+    ask("nothing", layout="interleaved" if odd else sharded.Interleaved())
     return found
 
 

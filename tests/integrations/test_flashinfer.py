@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import best, check_guards, check_rows, guarded, scores_with_garbage
+from plain import best, check_guards, check_rows, guarded, operators, scores_with_garbage
 from torch import Tensor
 
 from gvr_topk.integrations import flashinfer
@@ -74,6 +74,75 @@ def test_varlen(hinted: bool, next_n: int, compress_ratio: int, device: str) -> 
     flashinfer.top_k_varlen(logits, seq_lens, K, out_indices=out.fill_(-7), **options)
     check_rows(out, expected, K)
     check_guards(buffer, rows, K)
+
+
+@pytest.mark.parametrize("tie_break", [0, 1, 2])
+@pytest.mark.parametrize("order", [False, True])
+def test_top_k(order: bool, tie_break: int, device: str) -> None:
+    scores, _, _ = _case(device, False)
+    last = tie_break == 2
+    values, indices = flashinfer.top_k(
+        scores, K, sorted=order, deterministic=True, tie_break=tie_break, dsa_graph_safe=True
+    )
+    assert indices.dtype == torch.int64 and values.dtype == scores.dtype
+    expected = [best(row, 0, N, K, last=last) for row in scores.tolist()]
+    check_rows(indices.int(), expected, K)
+    gathered = scores.gather(1, indices)
+    assert torch.equal(values.view(torch.int32), gathered.view(torch.int32))
+    if order:
+        descending = values.nan_to_num(nan=torch.inf)
+        assert bool((descending[:, 1:] <= descending[:, :-1]).all())
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("with_values", [False, True])
+def test_varlen_windows(with_values: bool, absolute: bool, device: str) -> None:
+    logits, starts, expected = _case(device, True)
+    buffer, out = guarded(ROWS, K, device)
+    indices, values = flashinfer.top_k_varlen(
+        logits,
+        _tensor(LENGTHS, device),
+        K,
+        return_values=with_values,
+        out_indices=out,
+        row_starts=starts,
+        max_seq_len=N,
+        absolute_indices=absolute,
+    )
+    assert indices is out
+    first = STARTS if absolute else [0] * ROWS
+    check_rows(out, [[first[r] + i for i in row] for r, row in enumerate(expected)], K)
+    check_guards(buffer, ROWS, K)
+    if with_values:
+        columns = torch.tensor([[STARTS[r]] for r in range(ROWS)], device=device) * (not absolute)
+        gathered = logits.gather(1, (out + columns).clamp(0, N - 1))
+        gathered = gathered.masked_fill(out < 0, -torch.inf)
+        assert torch.equal(values.view(torch.int32), gathered.view(torch.int32))
+
+
+def test_varlen_fills_flat_buffers(device: str) -> None:
+    logits, _, expected = _case(device, False)
+    flat = torch.empty(ROWS * K, dtype=torch.int32, device=device)
+    indices, _ = flashinfer.top_k_varlen(logits, _tensor(LENGTHS, device), K, out_indices=flat)
+    assert indices.data_ptr() == flat.data_ptr()
+    check_rows(flat.view(ROWS, K), expected, K)
+
+
+def test_decode_is_one_operator(device: str) -> None:
+    scores, _, _ = _case(device, False)
+    lengths = _tensor(LENGTHS, device)
+    pages = torch.zeros(ROWS, N, dtype=torch.int32, device=device)
+    out = torch.empty(ROWS, K, dtype=torch.int32, device=device)
+    paged = flashinfer.top_k_page_table_transform
+    calls = [
+        lambda: flashinfer.top_k_varlen(scores, lengths, K, out_indices=out),
+        lambda: flashinfer.top_k_ragged_transform(scores, lengths, lengths, K),
+        lambda: paged(scores, pages, lengths, K, page_size=64, out=out),
+        lambda: paged(scores, pages, lengths, K, row_to_batch=lengths, out_raw_indices=out),
+    ]
+    for call in calls:
+        names = operators(call)
+        assert len(names) == 1 and names[0].startswith("gvr.topk"), names
 
 
 @pytest.mark.parametrize("with_starts", [False, True])
@@ -175,6 +244,9 @@ def test_bad_input_is_one_clear_error(device: str) -> None:
         (ragged, {"lengths": lengths.float()}, TypeError, "lengths: got dtype"),
         (ragged, {"input": scores[0]}, ValueError, "input: got shape"),
         (varlen, {"next_n": 2}, ValueError, "next_n: got 2"),
+        (varlen, {"absolute_indices": True}, ValueError, "absolute_indices: got True without"),
+        (varlen, {"row_starts": lengths, "compress_ratio": 4}, ValueError, "compress_ratio: got 4"),
+        (varlen, {"row_starts": lengths[:2]}, ValueError, "row_starts: got shape"),
         (varlen, {"seq_lens": lengths[:2]}, ValueError, "lengths: got shape"),
         (varlen, {"pre_idx": lengths.float()}, TypeError, "hint: got dtype"),
         (varlen, {"out_indices": out[:2]}, ValueError, "indices: got shape"),

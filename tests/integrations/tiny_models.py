@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     DeepseekV4Config,
     DeepseekV4ForCausalLM,
@@ -50,6 +51,12 @@ _MLA: dict[str, Any] = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
 }
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 def _deepseek_v32(**changes: Any) -> torch.nn.Module:
@@ -82,19 +89,109 @@ def _deepseek_v4(**changes: Any) -> torch.nn.Module:
     return DeepseekV4ForCausalLM(DeepseekV4Config(**{**_SHARED, **sizes, **changes}))
 
 
+def _axk2(**changes: Any) -> torch.nn.Module:
+    config = transformers.AXK2Config(**{**_SHARED, **_MLA, "num_hidden_layers": 2, **changes})
+    return transformers.AXK2ForCausalLM(config)
+
+
+def _hy_v4(**changes: Any) -> torch.nn.Module:
+    sizes = {"num_hidden_layers": 2, "hc_mult": 2}
+    config = transformers.HYV4Config(**{**_SHARED, **_MLA, **sizes, **changes})
+    return transformers.HYV4ForCausalLM(config)
+
+
+def _dots3_note(**changes: Any) -> torch.nn.Module:
+    sizes = {"num_hidden_layers": 2, "shared_experts_intermediate_size": 32}
+    config = transformers.Dots3NoteTextConfig(**{**_SHARED, **_MLA, **sizes, **changes})
+    return transformers.Dots3NoteForCausalLM(config)
+
+
+def _mistral_large4(**changes: Any) -> torch.nn.Module:
+    text = {**_SHARED, **_MLA, "num_hidden_layers": 2, **changes}
+    vision = {"model_type": "pixtral", **_VISION, "head_dim": 16, "image_size": 16, "patch_size": 8}
+    config = transformers.MistralLarge4Config(text_config=text, vision_config=vision)
+    return transformers.MistralLarge4ForConditionalGeneration(config)
+
+
+def _glm5_next(**changes: Any) -> torch.nn.Module:
+    """It selects pools of two keys."""
+    sizes = {
+        "num_hidden_layers": 2,
+        "qk_rope_head_dim": 0,
+        "layer_types": ["indexed_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse"],
+        "index_kpool": 2,
+        "hc_mult": 2,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+    }
+    text = {**_SHARED, **_MLA, **sizes, **changes}
+    vision = {**_VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 64}
+    config = transformers.Glm5NextConfig(text_config=text, vision_config=vision)
+    return transformers.Glm5NextForConditionalGeneration(config)
+
+
+def _minimax_m3_vl(**changes: Any) -> torch.nn.Module:
+    """It selects blocks of four keys for each of two heads."""
+    names = (
+        "vocab_size", "hidden_size", "num_attention_heads", "num_experts_per_tok", "index_head_dim",
+        "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+        "initializer_range",
+    )  # fmt: skip
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "rotary_dim": 16,
+        "intermediate_size": 32,
+        "dense_intermediate_size": 64,
+        "shared_intermediate_size": 32,
+        "num_local_experts": 4,
+        "index_n_heads": 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 5,
+        "layer_types": ["minimax_m3_sparse"] * 2,
+    }
+    shared = {name: _SHARED[name] for name in names}
+    config = transformers.MiniMaxM3VLTextConfig(**{**shared, **sizes, **changes})
+    return transformers.MiniMaxM3VLForCausalLM(config)
+
+
 MODELS = {
     "deepseek_v32": _deepseek_v32,
     "glm_moe_dsa": _glm_moe_dsa,
     "deepseek_v4": _deepseek_v4,
 }
-INDEXED_LAYERS = {"deepseek_v32": 2, "glm_moe_dsa": 2, "deepseek_v4": 1}
+# Those that came after the oldest supported transformers, and a class that tells whether they are
+# in the installed one.
+_LATER = {
+    "axk2": (_axk2, "AXK2Config"),
+    "dots3_note": (_dots3_note, "Dots3NoteTextConfig"),
+    "glm5_next": (_glm5_next, "Glm5NextConfig"),
+    "hy_v4": (_hy_v4, "HYV4Config"),
+    "minimax_m3_vl": (_minimax_m3_vl, "MiniMaxM3VLTextConfig"),
+    "mistral_large4": (_mistral_large4, "MistralLarge4Config"),
+}
+LATER_MODELS = {
+    name: make for name, (make, config) in _LATER.items() if hasattr(transformers, config)
+}
+INDEXED_LAYERS = {"deepseek_v32": 2, "glm_moe_dsa": 2, "deepseek_v4": 1, **dict.fromkeys(_LATER, 2)}
+
+
+def places(model: torch.nn.Module) -> int:
+    """How many keys, pools or blocks one selection of the model takes."""
+    config = model.config.get_text_config()
+    if hasattr(config, "index_topk_blocks"):
+        return config.index_topk_blocks
+    return config.index_topk // getattr(config, "index_kpool", 1)
 
 
 def tiny_model(
     name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: Any
 ) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = MODELS[name](**changes).eval().to(device=device, dtype=dtype)
+    make = {**MODELS, **LATER_MODELS}[name]
+    model = make(**changes).eval().to(device=device, dtype=dtype)
     _randomise(model)
     return model
 
