@@ -57,6 +57,21 @@ def use_cuda() -> bool:
     return False
 
 
+def architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST, or the default. Old PTX is refused: what a driver makes of it on a
+    newer GPU knows neither clusters nor the wait for the kernel before, and is launched with both.
+    """
+    given = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHITECTURES
+    for name in re.split(r"[;\s]+", given):
+        ptx = re.fullmatch(r"(\d+)\.\d+[af]?\+PTX", name)
+        if ptx and int(ptx[1]) < 9:
+            sys.exit(
+                f"gvr_topk: TORCH_CUDA_ARCH_LIST: got {name}, need no PTX below 9.0: name every "
+                f'architecture below 9.0 that is wanted, as in "{DEFAULT_ARCHITECTURES}"'
+            )
+    return given
+
+
 def toolkit_version(cuda_home: str) -> str:
     """Version of the toolkit as its header has it, e.g. "13.0"; "" where there is no header."""
     header = Path(cuda_home) / "include" / "cuda.h"
@@ -91,7 +106,7 @@ def extension(cuda: bool) -> cpp_extension.CppExtension:
 
     check_cuda_major()
     # torch reads the list only while no nvcc flag names an architecture, so none below does.
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
     nvcc = ["-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr"]
     nvcc += ["-Xptxas=-v,--warn-on-spills"]
     if os.environ.get("NVCC_THREADS"):

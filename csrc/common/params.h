@@ -19,7 +19,7 @@ enum class Path : int32_t {
   kGvr = 2,       // guess, verify by whole-row counts, collect, refine
   kStream = 3,    // guess, collect under a threshold that only rises, refine
   kRadix = 4,     // histogram passes over the row, no hint
-  kResident = 5,  // row kept in shared memory, one histogram; two passes: ended as kStream
+  kResident = 5,  // row kept in shared memory, one histogram; more passes: divided by its keys
 };
 
 // Telemetry: one int32 row of kStatColumns per score row.

@@ -16,18 +16,21 @@ int32_t floor_power_of_two(int64_t x) {
 
 // One CTA per SM, but never slices so short that a CTA's fixed cost exceeds its reading time. Long
 // slices are cut further: two CTAs on an SM read faster than one, and more of them even out what
-// the waves of a large batch leave over. benchmarks/NOTES.md, "CTAs per row".
+// the waves of a large batch leave over. Pairs of CTAs pay soonest: they fit anywhere.
+// benchmarks/NOTES.md, "CTAs per row".
 int32_t choose_ctas_per_row(const Shape& shape, const DeviceInfo& device) {
   constexpr int64_t kLeastSlice = 1024;
   struct Finer {
-    int64_t ctas_per_sm, least_slice;
+    int64_t ctas_per_sm, least_slice, most_ctas;
   };
-  constexpr Finer kFiner[] = {{2, 64 * 1024}, {8, 128 * 1024}};
+  // 32,000, since rows of 64K and 128K seldom are full.
+  constexpr Finer kFiner[] = {
+      {2, 32'000, 2}, {2, 64 * 1024, kMaxCluster}, {8, 128 * 1024, kMaxCluster}};
   const int64_t rows = std::max<int64_t>(shape.rows, 1);
   const int64_t one_per_sm = std::min(device.sm_count / rows, shape.n / kLeastSlice);
   int64_t ctas = floor_power_of_two(std::max<int64_t>(1, one_per_sm));
   for (const Finer& finer : kFiner) {
-    while (2 * ctas * rows <= finer.ctas_per_sm * device.sm_count &&
+    while (2 * ctas <= finer.most_ctas && 2 * ctas * rows <= finer.ctas_per_sm * device.sm_count &&
            shape.n >= 2 * ctas * finer.least_slice) {
       ctas *= 2;
     }

@@ -89,7 +89,7 @@ bool Guess::wants_hint() const { return expected_rank_ < kEnoughWinners; }
 
 uint32_t Guess::corrected(uint32_t floor, int64_t count, int64_t wanted) const {
   // So few that their number says nothing about the shape of the row: trust the sample alone.
-  if (count < wanted / 8) {
+  if (count <= wanted / 8) {
     return floor_at(expected_rank_ * static_cast<double>(wanted) / k_);
   }
   const int32_t above = ops_->count_keys(keys_.data(), size_, floor);

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "config.cuh"
 #include "launch.h"
@@ -19,7 +20,7 @@ using RowKernel = void (*)(TopKParams, Plan);
 template <RowKernel kKernel>
 cudaError_t prepare_kernel(bool cluster) {
   constexpr int kMaxDevices = 64;
-  static bool prepared[kMaxDevices] = {};
+  static std::atomic<bool> prepared[kMaxDevices] = {};
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
@@ -35,9 +36,9 @@ cudaError_t prepare_kernel(bool cluster) {
   return cudaSuccess;
 }
 
-// Per cent of an SM's memory that should be shared memory: what a kernel that loads through the cache
-// leaves over is room for its loads in flight. 0: the driver's choice, which has room for as many
-// blocks as the registers allow. Large clusters need that: they are not placed evenly.
+// Per cent of an SM's memory that should be shared memory: what a kernel that loads through the
+// cache leaves over is room for its loads in flight. 0: the driver's choice, which has room for as
+// many blocks as the registers allow. Large clusters need that: they are not placed evenly.
 inline unsigned shared_carveout(const Plan& plan, const cudaLaunchConfig_t& config) {
   constexpr size_t kReserved = 1024;  // by the system, per block
   int device = 0;

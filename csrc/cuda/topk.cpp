@@ -24,7 +24,9 @@ void launch(const TopKParams& params) {
                     params.algorithm};
   const Plan plan = make_plan(shape, device_info(stream.device_index()), thread_tuning());
   TORCH_CHECK_VALUE(params.rows * plan.ctas_per_row <= std::numeric_limits<int32_t>::max(),
-                    "scores: got ", params.rows, " rows, need at most 2^31 - 1 in one call");
+                    "scores: got ", params.rows, " rows of ", params.n,
+                    " scores, need at most 2^31 - 1 blocks in one call (", plan.ctas_per_row,
+                    " per row here)");
   C10_CUDA_CHECK(launch_topk(params, plan, stream.stream()));
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

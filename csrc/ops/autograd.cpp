@@ -54,11 +54,14 @@ struct TopKFunction : torch::autograd::Function<TopKFunction> {
     const Tensor& gradient = gradients[0];
     c10::SymDimVector shape(indices.sym_sizes().begin(), indices.sym_sizes().end());
     shape.back() = ctx->saved_data["n"].toSymInt();
+    const c10::SymInt n = shape.back();
+    shape.back() = n.max(1);  // padding needs a position 0
     // Distinct positions, so that adding loses nothing; padding adds 0 to position 0.
     const Tensor selected = at::where(indices.ge(0), gradient, 0);
     variable_list result(10);
     result[0] = at::zeros_symint(shape, gradient.options())
-                    .scatter_add(-1, indices.clamp_min(0).to(at::kLong), selected);
+                    .scatter_add(-1, indices.clamp_min(0).to(at::kLong), selected)
+                    .narrow_symint(-1, 0, n);
     return result;
   }
 };

@@ -7,6 +7,7 @@
 #include <ATen/ops/where.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <initializer_list>
 #include <limits>
 #include <tuple>
 
@@ -57,6 +58,13 @@ void run(CheckedCall& call, const Tensor& scores, Outputs outputs, Launch launch
   attach_outputs(call, outputs);
   if (call.params.rows > 0) launch(call.params);
   if (aten_sort) sort_with_aten(outputs);
+}
+
+// Tells autograd that a tensor of the caller's was written, as torch's own operators do.
+void mark_written(std::initializer_list<Tensor> tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
 }
 
 Tensor new_indices(const CheckedCall& call, const Tensor& scores) {
@@ -120,6 +128,7 @@ struct Ops {
     check_output(call, scores, values, "values", scores.scalar_type());
     check_output(call, scores, indices, "indices", at::kInt);
     run(call, scores, {.indices = indices, .values = values}, backend_launch<kBackend>());
+    mark_written({values, indices});
   }
 
   static Tensor topk_indices(const Tensor& scores, int64_t k, const OptionalTensor& hint,
@@ -135,6 +144,7 @@ struct Ops {
     CheckedCall call = check(GVR_ARGUMENTS, hint);
     check_output(call, scores, indices, "indices", at::kInt);
     run(call, scores, {.indices = indices}, backend_launch<kBackend>());
+    mark_written({indices});
   }
 
   static std::tuple<Tensor, Tensor, Tensor> topk_stats(const Tensor& scores, int64_t k,
@@ -154,6 +164,7 @@ struct Ops {
     CheckedCall call = check_step(GVR_ARGUMENTS, state, layer, slots);
     Tensor indices = new_indices(call, scores);
     run(call, scores, {.indices = indices}, backend_launch<kBackend>());
+    mark_written({state});
     return indices;
   }
 
@@ -165,6 +176,7 @@ struct Ops {
     CheckedCall call = check_step(GVR_ARGUMENTS, state, layer, slots);
     Tensor values = new_values(call, scores), indices = new_indices(call, scores);
     run(call, scores, {.indices = indices, .values = values}, backend_launch<kBackend>());
+    mark_written({state});
     return {values, indices};
   }
 
@@ -178,6 +190,7 @@ struct Ops {
     Tensor stats = new_stats(call, scores);
     run(call, scores, {.indices = indices, .values = values, .stats = stats},
         backend_launch<kBackend>());
+    mark_written({state});
     return {values, indices, stats};
   }
 
@@ -205,6 +218,7 @@ struct Ops {
     check_output(call, scores, kv_indices, "kv_indices", at::kInt);
     check_output(call, scores, indices, "indices", at::kInt);
     run(call, scores, {.indices = indices, .kv_indices = kv_indices}, backend_launch<kBackend>());
+    mark_written({kv_indices, indices});
   }
 
   static std::tuple<Tensor, Tensor> step_kv(const Tensor& scores, const Tensor& state,
@@ -217,6 +231,7 @@ struct Ops {
     check_state(call, scores, state, layer, slots);
     Tensor kv_indices = new_indices(call, scores), indices = new_indices(call, scores);
     run(call, scores, {.indices = indices, .kv_indices = kv_indices}, backend_launch<kBackend>());
+    mark_written({state});
     return {kv_indices, indices};
   }
 
@@ -231,6 +246,7 @@ struct Ops {
     Tensor counts = at::empty({call.params.rows, 2}, indices.options());
     run(call, scores, {.indices = indices, .entered = entered, .left = left, .counts = counts},
         backend_launch<kBackend>());
+    mark_written({state});
     return {indices, entered, left, counts};
   }
 

@@ -258,6 +258,15 @@ def _infinities_at_both_ends(rows: int, n: int, k: int, g: torch.Generator) -> T
 
 
 @_rows
+def _huge_first_minus_infinities_last(rows: int, n: int, k: int, g: torch.Generator) -> Tensor:
+    """No float holds the distance between the best score and the others."""
+    scores = _randn(rows, n, g)
+    scores[:, : 1 + k // 64] = 3e38
+    scores[:, n - min(200, n // 2) :] = -torch.inf
+    return scores
+
+
+@_rows
 def _more_than_k_plus_infinities(rows: int, n: int, k: int, g: torch.Generator) -> Tensor:
     rank = _rand(rows, n, g).argsort(-1)
     return torch.where(rank < k + (n - k) // 2, torch.inf, _randn(rows, n, g))

@@ -21,6 +21,7 @@ from oracle import exact_answer
 
 from gvr_topk._C import make_plan
 from gvr_topk.plan import H200, Device
+from gvr_topk.testing import tuning
 
 LONGEST, MOST_ROWS, LARGEST_K = 300_000, 1100, 20_000
 MOST_SCORES = 4_000_000  # of one call: the oracle sorts them
@@ -79,6 +80,12 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_chunk_longer_than_any_row_changes_nothing(device: str, algorithm: str) -> None:
+    scores = make_rows("normal", 2, 30_000, 300, device=device)
+    with tuning(chunk=2**31 - 1, ctas_per_row=8):
+        check_call(exact_answer(scores, 300), scores, 300, algorithm=algorithm)
 
 
 def test_edges_are_found_to_the_unit() -> None:

@@ -136,6 +136,7 @@ def test_rows_inside_one_half_precision_bin(device: str, algorithm: str) -> None
 
 SPECIAL = [
     "infinities_at_both_ends",
+    "huge_first_minus_infinities_last",
     "more_than_k_plus_infinities",
     "fewer_than_k_finite",
     "all_minus_infinity",
@@ -157,6 +158,21 @@ def test_infinities_nans_and_subnormals_are_ordinary(
     hint = make_hint("previous_step", longer, 2048)
     check_paths(longer, 2048, algorithm, tunings=FEW_TUNINGS)
     check_paths(longer, 2048, algorithm, hint=hint, tunings=FEW_TUNINGS)
+
+
+@pytest.mark.parametrize("huge", [6e37, 3e38])
+@pytest.mark.parametrize(
+    ("n", "k"), [(1500, 64), (8192, 64), (8192, 128), (2200, 2048), (40_000, 64)]
+)
+def test_a_range_that_overflows_makes_no_infinity_a_winner(
+    huge: float, n: int, k: int, device: str, algorithm: str
+) -> None:
+    scores = make_rows("normal", 2, n, k, device=device)
+    scores[:, 0] = huge
+    scores[:, n - 200 :] = -torch.inf
+    scores[1, n - 100 :] = huge
+    check_paths(scores, k, algorithm)
+    check_paths(scores.to(torch.bfloat16), k, algorithm)
 
 
 @pytest.mark.parametrize("special", [float("inf"), -float("inf"), float("nan"), -float("nan")])

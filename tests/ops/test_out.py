@@ -74,6 +74,32 @@ def test_operators_take_out_by_name(device: str) -> None:
     assert_exact(exact_answer(scores, K), indices)
 
 
+def test_autograd_sees_that_outputs_and_state_were_written(device: str) -> None:
+    scores = make_rows("normal", 2, N, K, device=device)
+    values = torch.empty(2, K, device=device)
+    indices = torch.empty(2, K, dtype=torch.int32, device=device)
+    weight = torch.ones(2, K, device=device, requires_grad=True)
+    gvr_topk.topk(scores, K, out=(values, indices))
+    product = (values * weight).sum()
+    gvr_topk.topk(-scores, K, out=(values, indices))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    written = [values, indices, torch.empty_like(indices)]
+    state = torch.zeros(1, 2, 1, 4 + K, dtype=torch.int32, device=device)
+    before = [tensor._version for tensor in (*written, state)]
+    gvr_topk.topk_indices(scores, K, out=indices)
+    gvr_topk.topk_kv(scores, K, out=(written[2], indices))
+    gvr_topk.topk(scores, K, out=(values, indices))
+    for name in ("step", "step_values", "step_stats", "step_kv", "step_difference"):
+        getattr(torch.ops.gvr, name)(scores, state, 0, K)
+    after = [tensor._version for tensor in (*written, state)]
+    assert [now - then for then, now in zip(before, after, strict=True)] == [1, 3, 1, 5]
+    with torch.inference_mode():  # such tensors have no version
+        given = (torch.empty_like(values), torch.empty_like(indices))
+    gvr_topk.topk(scores, K, out=given)
+    assert torch.equal(given[1], indices)
+
+
 def test_sorted_beyond_the_fused_sort_stays_inside(device: str) -> None:
     k = 8500
     scores = make_rows("quantised_33", 2, 9000, k, device=device)

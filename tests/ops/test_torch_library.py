@@ -136,6 +136,14 @@ def test_padding_has_no_gradient(device: str) -> None:
     assert torch.equal(gradient, chosen)
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (0, 0), (0, N)])
+def test_rows_without_scores_have_an_empty_gradient(shape: tuple[int, ...], device: str) -> None:
+    scores = torch.empty(shape, device=device).requires_grad_()
+    values, _ = gvr_topk.topk(scores, K)
+    (gradient,) = torch.autograd.grad(values.sum(), scores)
+    assert gradient.shape == shape and bool((gradient == 0).all())
+
+
 def test_gradient_passes_views_and_arithmetic(device: str) -> None:
     leaf = make_rows("normal", N, 3, K, device=device).requires_grad_()
     values = gvr_topk.topk(2 * leaf.T, K, sorted=True).values

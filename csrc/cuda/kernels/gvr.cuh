@@ -57,7 +57,9 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
 
   HintRow hint{nullptr, 0};
   if (plan.use_hint) hint = row_hint(p, scratch.task.row_index);
-  if (hint.size <= 0 || !guess_from_hint<kType>(p, scratch, hint)) {
+  // Another row may be writing the state entry that the hint comes from: its size need not be the
+  // same to all threads, but this verdict is.
+  if (!plan.use_hint || !guess_from_hint<kType>(p, scratch, hint)) {
     guess_threshold<kType>(p, scratch, HintRow{nullptr, 0}, false, GuessMode::kCounted);
   }
   share_guess<S>(scratch);

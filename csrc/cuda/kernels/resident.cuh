@@ -111,6 +111,11 @@ struct ResidentBins {
   float scale, offset;
   bool usable;  // floats can divide the range
 
+  // A range so wide that the scale is 0 would turn infinities into NaN, which are the best of all.
+  static __device__ __forceinline__ bool divides(float from, float to, float scale) {
+    return to > from && scale > 0.0f && scale < 1.0e30f;
+  }
+
   __device__ __forceinline__ int place(float x) const {
     return __float_as_int(fmaf(x, scale, offset));
   }
@@ -132,7 +137,7 @@ struct ResidentBins {
     ResidentBins bins;
     bins.scale = __fdividef(static_cast<float>(kThreads - 2), to - from);
     bins.offset = fmaf(-from, bins.scale, __int_as_float(place_of_bin(0)));
-    bins.usable = to > from && bins.scale < 1.0e30f;
+    bins.usable = divides(from, to, bins.scale);
     return bins;
   }
 };
@@ -181,7 +186,7 @@ __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>&
   ResidentBins bins;
   bins.scale = __fdividef(static_cast<float>(kThreads), to - from);
   bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::place_of_bin(0)));
-  bins.usable = to > from && bins.scale < 1.0e30f && fabsf(from) < 1.0e30f;
+  bins.usable = ResidentBins::divides(from, to, bins.scale) && fabsf(from) < 1.0e30f;
   return bins;
 }
 
@@ -244,7 +249,9 @@ template <class Slice, int kThreads>
 __device__ __forceinline__ void count_slice(ResidentScratch<kThreads>& scratch, const Slice& slice,
                                             const ResidentBins& bins) {
   using E = typename Slice::E;
-  const auto count = [&](uint32_t raw) { atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u); };
+  const auto count = [&](uint32_t raw) {
+    atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u);
+  };
 #pragma unroll 2
   for (int u = 0; u < slice.vectors; ++u) {
     const uint4 v = slice.vector(u);
@@ -425,9 +432,8 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
   int32_t* const indices = output.indices + position;
   if (!kMore || (output.values == nullptr && output.entry == nullptr)) {
-    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
-      indices[at] = index;
-    });
+    place<Slice, false>(slice, winners,
+                        [&](uint32_t at, uint32_t, int index) { indices[at] = index; });
   } else if (output.values == nullptr && p.hint_step == 0) {  // the state keeps every winner
     int32_t* const hints = output.entry + kStateHeader + position;
     place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
@@ -456,8 +462,8 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   }
 }
 
-// The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided. Block-wide
-// on all CTAs of the row.
+// The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided.
+// Block-wide on all CTAs of the row.
 template <ScoreType kType, class S, int kThreads, bool kMore, class Slice>
 __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, const Slice slice,
                                          const ResidentBins bins, uint32_t sampled) {

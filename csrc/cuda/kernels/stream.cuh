@@ -16,7 +16,8 @@ __device__ __forceinline__ void stream_row(const TopKParams& p, const Plan& plan
   if (!begin_row<kType, S>(p, scratch)) return;
   // The slice's first tile is on its way while the threshold is being guessed.
   load_ahead<kType>(scratch.task.row, scratch.task.begin,
-                    min(scratch.task.end, scratch.task.begin + plan.chunk), staging.capacity);
+                    scratch.task.begin + min(plan.chunk, scratch.task.end - scratch.task.begin),
+                    staging.capacity);
   HintRow hint{nullptr, 0};
   if (plan.use_hint) hint = row_hint(p, scratch.task.row_index);
   uint32_t below_key = guess_threshold<kType>(p, scratch, hint, plan.use_hint, guess_mode<S>(p));

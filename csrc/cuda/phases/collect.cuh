@@ -120,10 +120,10 @@ __device__ __forceinline__ bool admits_too_much(const RowTask& task, int ctas, u
 }
 
 // A chunk admitted more than staging holds. What is staged of it is still a sample of the row, and
-// its K-th best a lower bound: forget the chunk (entries from `saved` on) and return a threshold that
-// admits less of it, inclusive of the bound's own score, whose ties are decided by index later. 0,
-// and nothing forgotten, where that would not help: scores are so common that no bound separates
-// them, or the bound is not higher than the threshold was. Block-wide.
+// its K-th best a lower bound: forget the chunk (entries from `saved` on) and return a threshold
+// that admits less of it, inclusive of the bound's own score, whose ties are decided by index
+// later. 0, and nothing forgotten, where that would not help: scores are so common that no bound
+// separates them, or the bound is not higher than the threshold was. Block-wide.
 template <ScoreType kType>
 __device__ __noinline__ uint32_t forget_chunk(Staging staging, uint32_t saved, uint32_t below_key,
                                               uint32_t k, uint32_t capacity) {

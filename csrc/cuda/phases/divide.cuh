@@ -7,9 +7,9 @@
 // lies in a plateau, which is what usually defeats a guess, the sample's own K-th score is the
 // plateau's, or the next plateau's, and a read confirms it by counting what is greater and what is
 // equal. Otherwise histograms of the keys divide the range in which it must lie, 11 bits at a time:
-// three reads at most, and one that counts. Ties are taken by index: every CTA knows from the counts
-// of the others how many of its own are wanted, and a histogram of their positions says up to which
-// one.
+// three reads at most, and one that counts. Ties are taken by index: every CTA knows from the
+// counts of the others how many of its own are wanted, and a histogram of their positions says up
+// to which one.
 #pragma once
 
 #include <cstdint>
@@ -26,16 +26,16 @@ inline constexpr int kDivideBins = 1 << kDivideBits;
 inline constexpr int kDivideSample = 4096;
 
 struct DivideScratch {
-  uint32_t bins[kDivideBins];  // this CTA's
+  uint32_t bins[kDivideBins];    // this CTA's
   uint32_t totals[kDivideBins];  // leader: all CTAs', zero between rounds
   uint32_t sample[kDivideSample];
   uint32_t warp_sums[32];
   uint32_t greater_of[kMaxCluster];  // by CTA: scores above the weighed key, and of that key
   uint32_t equal_of[kMaxCluster];
-  uint32_t greater, equal;           // of this CTA
-  uint32_t bin, before, inside;      // find_bin's answer
+  uint32_t greater, equal;       // of this CTA
+  uint32_t bin, before, inside;  // find_bin's answer
   uint32_t emitted;
-  int32_t last;         // position of the last tie that is taken
+  int32_t last;            // position of the last tie that is taken
   uint32_t neighbours[2];  // next_sampled's answer
 };
 
@@ -144,7 +144,8 @@ __device__ __forceinline__ uint32_t next_sampled(DivideScratch& scratch, uint32_
 
 // The key that stands in an evenly spaced sample where the K-th stands in the row. Block-wide.
 template <ScoreType kType, int kThreads>
-__device__ __forceinline__ uint32_t sampled_kth(DivideScratch& scratch, const RowTask& task, int k) {
+__device__ __forceinline__ uint32_t sampled_kth(DivideScratch& scratch, const RowTask& task,
+                                                int k) {
   using E = Element<kType>;
   const auto n = static_cast<uint64_t>(task.window.size());
 #pragma unroll 4  // loads in flight
@@ -305,8 +306,8 @@ __device__ __forceinline__ int last_tie(DivideScratch& scratch, const RowTask& t
   const int bin = static_cast<int>(scratch.bin);
   const int end = segments.first(bin + 1);
   uint32_t left = wanted - scratch.before;
-  for (int at = segments.first(bin); at < end; at += kThreads) {
-    const int index = at + static_cast<int>(threadIdx.x);
+  for (int64_t at = segments.first(bin); at < end; at += kThreads) {
+    const int64_t index = at + threadIdx.x;
     const bool tie = index < end && E::key(E::load(task.row, index)) == key;
     const uint32_t ties = __ballot_sync(~0u, tie);
     if (lane_id() == 0) scratch.warp_sums[warp_id()] = __popc(ties);
@@ -317,7 +318,7 @@ __device__ __forceinline__ int last_tie(DivideScratch& scratch, const RowTask& t
       total += scratch.warp_sums[w];
     }
     const uint32_t through = before + __popc(ties & (~0u >> (31 - lane_id())));
-    if (tie && through == left) scratch.last = index;
+    if (tie && through == left) scratch.last = static_cast<int32_t>(index);
     __syncthreads();
     if (total >= left) break;
     left -= total;
@@ -373,7 +374,8 @@ struct Earlier {
 };
 
 // The key of the row's K-th score; the counts and the histogram of ties are those of the last
-// weigh(), which was for this key. `candidate`: a key to begin with, 0: none. Block-wide on all CTAs.
+// weigh(), which was for this key. `candidate`: a key to begin with, 0: none. Block-wide on all
+// CTAs.
 struct Kth {
   uint32_t key;
   Weight weight;
@@ -398,7 +400,7 @@ __device__ __forceinline__ Kth find_kth_key(DivideScratch& scratch, const RowTas
       range.high = kth.key - 1u;
       range.above = kth.weight.greater + kth.weight.equal;
     }
-    if (candidate != 0u) break;  // there is no sample
+    if (candidate != 0u || proposal + 1 == kProposals) break;  // a candidate has no sample
     const uint32_t next = next_sampled<kThreads>(scratch, kth.key, higher);
     if (next < range.low || next > range.high) break;
     kth.key = next;

@@ -3,8 +3,8 @@
 //
 // A kernel calls, in this order: begin_entry at its first barrier (the state entry that the answer
 // goes to), RowOutput::put for every winner, write_state_header from one thread, and finish_row
-// when a barrier has made every put of the row visible to the calling CTA. `threads` of the block take part:
-// after a fall back they are fewer than were launched.
+// when a barrier has made every put of the row visible to the calling CTA. `threads` of the block
+// take part: after a fall back they are fewer than were launched.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +48,9 @@ __device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row
 
 // Header of a state entry after a step. A row without winners leaves the state alone. The request's
 // last draft is the one whose answer serves as the next hint, until commit() says otherwise.
-__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row,
-                                                   int32_t* entry, int32_t winners,
-                                                   uint32_t kth_key, int32_t hits) {
+__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row, int32_t* entry,
+                                                   int32_t winners, uint32_t kth_key,
+                                                   int32_t hits) {
   if (winners == 0) return;
   entry[kStateCount] = hint_count(p, winners);
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(key_to_float(kth_key)));

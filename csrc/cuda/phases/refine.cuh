@@ -57,10 +57,10 @@ __device__ __forceinline__ int side(const Crossing& crossing, const LinearBins& 
 // scratch.bins of every CTA -> the verdict in scratch.crossing (bin, above, inside, total), and in
 // scratch.bins the output position of this CTA's first entry of each bin. Block-wide; `bins` of
 // this block must be complete (barrier) before. `opening`: the cluster's start is still
-// unconfirmed.
+// unconfirmed. `overflowed`: this CTA's, told to the others.
 template <class S>
 __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merged, uint32_t wanted,
-                                              bool opening) {
+                                              bool opening, bool overflowed = false) {
   uint32_t here = 0, earlier = 0;
   const int bin = Config::kBins - 1 - static_cast<int>(threadIdx.x);  // best bin first
   if constexpr (S::kIsCluster) {
@@ -74,8 +74,8 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
     for (int to = threadIdx.x / kVectors; to < S::size(); to += Config::kThreads / kVectors) {
       reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
     }
-    if (scratch.overflowed != 0 && static_cast<int>(threadIdx.x) < S::size()) {
-      *S::remote(&scratch.overflowed, static_cast<int>(threadIdx.x)) = 1u;
+    if (overflowed && static_cast<int>(threadIdx.x) < S::size()) {
+      *S::remote(&scratch.overflowed[S::rank()], static_cast<int>(threadIdx.x)) = 1;
     }
     S::sync();
     if (bin >= 0) {
@@ -252,19 +252,19 @@ enum class Merge {
 template <ScoreType kType, class S>
 __device__ __forceinline__ Merge merge_survivors(Scratch& scratch, Staging staging, LinearBins bins,
                                                  uint32_t k, bool opening) {
-  const uint32_t count = min(scratch.count, staging.capacity);
+  const bool overflowed = scratch.count > staging.capacity;
+  const uint32_t count = overflowed ? 0u : scratch.count;
 #pragma unroll 1  // code that runs once or twice per call: its instructions must be fetched, too
   for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
     atomicAdd(&scratch.bins[bins(Element<kType>::to_float(staging.raw(i)))], 1u);
   }
-  if (threadIdx.x == 0) {
-    scratch.crossing.linear = true;
-    // Another CTA may have said so already: it is never taken back.
-    if (scratch.count > staging.capacity) scratch.overflowed = 1u;
-  }
+  if (threadIdx.x == 0) scratch.crossing.linear = true;
   __syncthreads();
-  find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening);
-  if (scratch.overflowed != 0) return Merge::kOverflow;
+  find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening, overflowed);
+  const uint4 told = *reinterpret_cast<const uint4*>(scratch.overflowed);
+  if (overflowed || (S::kIsCluster && (told.x | told.y | told.z | told.w) != 0u)) {
+    return Merge::kOverflow;
+  }
   return scratch.crossing.total >= k ? Merge::kEnough : Merge::kFew;
 }
 

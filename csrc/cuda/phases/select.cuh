@@ -21,7 +21,7 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.count = 0;
     scratch.ranked = 0;
     scratch.overflows = 0;
-    scratch.overflowed = 0;
+    *reinterpret_cast<uint4*>(scratch.overflowed) = make_uint4(0, 0, 0, 0);
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }
@@ -56,8 +56,8 @@ __device__ __forceinline__ void share_guess(Scratch& scratch) {
 }
 
 // Fewer than K survivors: read the row again under a lower threshold, from the second time on under
-// none. Block-wide on all CTAs; returns the number of overflows, or kNotCollected where the threshold
-// is known to admit more than there is room for.
+// none. Block-wide on all CTAs; returns the number of overflows, or kNotCollected where the
+// threshold is known to admit more than there is room for.
 inline constexpr uint32_t kNotCollected = ~0u;
 template <ScoreType kType, class S>
 __device__ __noinline__ uint32_t collect_again(int k, Staging staging, int chunk, uint32_t capacity,

@@ -60,7 +60,7 @@ struct VectorRange {
         reinterpret_cast<uintptr_t>(static_cast<const typename E::Storage*>(row) + first);
     const int misaligned = static_cast<int>((address & 15u) / sizeof(typename E::Storage));
     const int head = (E::kPerVector - misaligned) & (E::kPerVector - 1);
-    body = min(first + head, end);
+    body = begin + min(head, end - begin);
     vectors = (end - body) / E::kPerVector;
   }
 

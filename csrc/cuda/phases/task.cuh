@@ -14,13 +14,19 @@ inline __device__ __noinline__ RowWindow window_from_data(const TopKParams& p, i
   return row_window(p, row);
 }
 
-// The usual call has one window for all rows, which takes no data and little code.
+// row_window of the usual calls in little code: all rows whole, or one length each.
 __device__ __forceinline__ RowWindow find_window(const TopKParams& p, int64_t row) {
-  const bool whole = p.lengths == nullptr && p.starts == nullptr && p.row_to_request == nullptr;
-  return whole ? RowWindow{0, p.n} : window_from_data(p, row);
+  if (p.starts == nullptr && p.row_to_request == nullptr) {
+    if (p.lengths == nullptr) return {0, p.n};
+    if (p.next_n == 1 && p.compress_ratio == 1) {
+      const int64_t length = load_count(p.lengths, p.lengths_int64, row);
+      return {0, static_cast<int32_t>(min(max(length, int64_t{0}), int64_t{p.n}))};
+    }
+  }
+  return window_from_data(p, row);
 }
 
-// The row of this CTA, and its slice in whole 64-byte steps so that vector loads stay aligned.
+// The row of this CTA, and its slice in steps of 64 scores, so that vector loads stay aligned.
 template <ScoreType kType, class S>
 __device__ __forceinline__ RowTask make_task(const TopKParams& p) {
   const auto parts = static_cast<uint32_t>(S::size());

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels.h"
+
+#include "cuda/kernels/gvr.cuh"
+#include "cuda/kernels/radix.cuh"
+#include "cuda/kernels/resident.cuh"
+#include "cuda/kernels/stream.cuh"
+
+namespace emulator {
+namespace {
+
+using gvr::Plan;
+using gvr::ScoreType;
+using gvr::TopKParams;
+
+template <ScoreType kType, int kThreads>
+size_t resident_bytes(const Plan& plan, bool cluster) {
+  constexpr int kScoresPerRound = kThreads * gvr::cuda::Element<kType>::kPerVector;
+  const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
+  return gvr::cuda::resident_slice_offset<kThreads>(cluster) + 16 * kThreads * rounds;
+}
+
+template <ScoreType kType, bool kCluster, int kThreads>
+void run_resident(const TopKParams& params, const Plan& plan, Launch launch) {
+  launch.threads = kThreads;
+  launch.shared_bytes =
+      std::max(resident_bytes<kType, kThreads>(plan, kCluster), sizeof(gvr::cuda::DivideScratch));
+  const bool more = params.values != nullptr || params.state != nullptr ||
+                    params.stats != nullptr || params.kv.out != nullptr;
+  run(launch, [&] {
+    if (more) {
+      gvr::cuda::resident_kernel<kType, kCluster, kThreads, true>(params, plan);
+    } else {
+      gvr::cuda::resident_kernel<kType, kCluster, kThreads, false>(params, plan);
+    }
+  });
+}
+
+template <ScoreType kType, bool kCluster>
+void run_family(const TopKParams& params, const Plan& plan, Launch launch) {
+  if (plan.family == gvr::Algorithm::kResident) {
+    if (plan.threads == gvr::kSmallBlock) {
+      run_resident<kType, kCluster, gvr::kSmallBlock>(params, plan, launch);
+    } else {
+      run_resident<kType, kCluster, gvr::kLargeBlock>(params, plan, launch);
+    }
+    return;
+  }
+  if (plan.family == gvr::Algorithm::kRadix) {
+    launch.threads = gvr::cuda::Config::kRadixThreads;
+    run(launch, [&] { gvr::cuda::radix_kernel<kType>(params); });
+    return;
+  }
+  launch.threads = gvr::cuda::Config::kThreads;
+  launch.shared_bytes =
+      std::max(gvr::cuda::shared_bytes(plan.staging, gvr::cuda::Config::kThreads, kCluster),
+               sizeof(gvr::cuda::DivideScratch));
+  run(launch, [&] {
+    if (plan.family == gvr::Algorithm::kGvr) {
+      gvr::cuda::gvr_kernel<kType, kCluster>(params, plan);
+    } else {
+      gvr::cuda::stream_kernel<kType, kCluster>(params, plan);
+    }
+  });
+}
+
+template <ScoreType kType>
+void run_typed(const TopKParams& params, const Plan& plan, const Launch& launch) {
+  if (plan.ctas_per_row > 1) {
+    run_family<kType, true>(params, plan, launch);
+  } else {
+    run_family<kType, false>(params, plan, launch);
+  }
+}
+
+}  // namespace
+
+void run_kernel(const TopKParams& params, const Plan& plan, uint64_t seed) {
+  Launch launch;
+  launch.rows = static_cast<int>(params.rows);
+  launch.ctas_per_row = plan.ctas_per_row;
+  launch.seed = seed;
+  switch (params.dtype) {
+    case ScoreType::kFloat32: return run_typed<ScoreType::kFloat32>(params, plan, launch);
+    case ScoreType::kBFloat16: return run_typed<ScoreType::kBFloat16>(params, plan, launch);
+    case ScoreType::kFloat16: return run_typed<ScoreType::kFloat16>(params, plan, launch);
+  }
+}
+
+}  // namespace emulator

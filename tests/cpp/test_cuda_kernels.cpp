@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels against a sort, without a GPU: emulator/ runs their source on the CPU, threads
+// in random order. Every path has to be entered. Comparisons are exact.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "../../csrc/common/order.h"
+#include "../../csrc/common/plan.h"
+#include "../../csrc/common/rows.h"
+#include "catch.h"
+#include "emulator/kernels.h"
+#include "emulator/machine.h"
+
+namespace {
+
+using namespace gvr;
+using Random = std::mt19937;
+
+constexpr DeviceInfo kDevice{132, 90, 232448, 16};
+constexpr Algorithm kFamilies[] = {Algorithm::kResident, Algorithm::kStream, Algorithm::kGvr,
+                                   Algorithm::kRadix};
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr int32_t kSentinel = -7;
+constexpr int32_t kGuard = 16;
+
+int draw(Random& random, int least, int most) {
+  return std::uniform_int_distribution<int>(least, most)(random);
+}
+
+// Scores that have defeated selections, by name.
+using Rows = std::map<std::string, std::function<float(float normal, int i, int n, Random&)>>;
+const Rows& row_kinds() {
+  static const Rows kinds = {
+      {"normal", [](float x, int, int, Random&) { return x; }},
+      {"few values", [](float x, int, int, Random&) { return std::round(2 * x); }},
+      {"all equal", [](float, int, int, Random&) { return -1.5f; }},
+      {"ascending", [](float, int i, int, Random&) { return static_cast<float>(i); }},
+      {"descending", [](float, int i, int, Random&) { return static_cast<float>(-i); }},
+      {"rectified", [](float x, int, int, Random&) { return std::max(x, 0.0f); }},
+      {"zeros of both signs", [](float x, int, int, Random&) { return x < 0 ? -0.0f : 0.0f; }},
+      {"some NaN",
+       [](float x, int, int, Random& r) { return r() % 10 == 0 ? (r() % 2 ? NAN : -NAN) : x; }},
+      {"NaN alone", [](float, int, int, Random&) { return NAN; }},
+      {"infinities", [](float x, int, int,
+                        Random& r) { return r() % 4 == 0 ? kInf : (r() % 4 == 0 ? -kInf : x); }},
+      {"-inf alone", [](float, int, int, Random&) { return -kInf; }},
+      {"log-normal", [](float x, int, int, Random&) { return std::exp(20 * x); }},
+      {"far above",
+       [](float x, int i, int, Random&) { return i % 100 == 0 ? 1e30f * x : 1e-30f * x; }},
+      {"few far above", [](float x, int i, int, Random&) { return i < 5 ? 1e20f : x; }},
+      {"narrow", [](float x, int, int, Random&) { return 1e6f + x; }},
+      {"subnormal", [](float x, int, int, Random&) { return 1e-41f * x; }},
+      {"wider than floats divide", [](float x, int, int, Random&) { return 3e38f * x; }},
+      {"one huge, then -inf",
+       [](float x, int i, int n, Random&) { return i == 0 ? 3e38f : (i > n - 200 ? -kInf : x); }},
+      {"winners at the end",
+       [](float x, int i, int n, Random&) { return i > n - 200 ? 5 + x : x; }},
+      {"any bits",
+       [](float, int, int, Random& r) { return bits_float(static_cast<uint32_t>(r())); }},
+  };
+  return kinds;
+}
+
+// The bits of a score of another type that is about x.
+uint32_t narrow_bits(float x, ScoreType dtype) {
+  const uint32_t bits = float_bits(x);
+  if (dtype == ScoreType::kFloat32) return bits;
+  if (dtype == ScoreType::kBFloat16) return bits >> 16;
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const int exponent = static_cast<int>(bits >> 23 & 255u) - 112;
+  if (std::isnan(x)) return sign | 0x7E00u;
+  if (exponent <= 0) return sign;
+  return exponent >= 31 ? (sign | 0x7C00u) : (sign | exponent << 10 | (bits >> 13 & 1023u));
+}
+
+uint32_t widened(uint32_t raw, ScoreType dtype) {
+  if (dtype == ScoreType::kFloat32) return raw;
+  return dtype == ScoreType::kBFloat16 ? ScoreTraits<ScoreType::kBFloat16>::widen(raw)
+                                       : ScoreTraits<ScoreType::kFloat16>::widen(raw);
+}
+
+// One call with everything that it reads and writes.
+struct Call {
+  ScoreType dtype = ScoreType::kFloat32;
+  int rows = 1, n = 0, k = 0, first = 0;
+  std::vector<std::vector<uint32_t>> raw;
+  std::vector<unsigned char> scores;
+  std::vector<int32_t> lengths, starts, hint, indices, stats, state, kv;
+  std::vector<unsigned char> values;
+  bool wants_values = false, wants_stats = false, wants_state = false, wants_places = false;
+  bool has_windows = false, has_hint = false;
+  Tuning tuning;
+
+  size_t bytes() const { return dtype == ScoreType::kFloat32 ? 4 : 2; }
+
+  void fill(const std::string& kind, Random& random) {
+    std::normal_distribution<float> normal;
+    const auto& make = row_kinds().at(kind);
+    scores.assign((first + static_cast<size_t>(rows) * n) * bytes(), 0xFF);
+    raw.assign(rows, {});
+    for (int r = 0; r < rows; ++r) {
+      for (int i = 0; i < n; ++i) {
+        raw[r].push_back(narrow_bits(make(normal(random), i, n, random), dtype));
+        std::memcpy(&scores[(first + static_cast<size_t>(r) * n + i) * bytes()], &raw[r][i],
+                    bytes());
+      }
+      lengths.push_back(draw(random, -1, n + 1));
+      starts.push_back(draw(random, 0, n / 2));
+      for (int j = 0; j < k; ++j) hint.push_back(draw(random, -2, n + 10));
+    }
+  }
+
+  TopKParams params() {
+    TopKParams p;
+    p.scores = scores.data() + first * bytes();
+    p.score_stride = n;
+    p.n = n;
+    p.k = k;
+    p.dtype = dtype;
+    p.rows = p.groups = p.requests = rows;
+    indices.assign(static_cast<size_t>(rows) * k + kGuard, kSentinel);
+    p.indices = indices.data();
+    p.indices_stride = k;
+    if (wants_values) {
+      values.assign((static_cast<size_t>(rows) * k + kGuard) * bytes(), 0xAB);
+      p.values = values.data();
+      p.values_stride = k;
+    }
+    stats.assign(static_cast<size_t>(rows) * kStatColumns, kSentinel);
+    if (wants_stats) p.stats = stats.data();
+    if (wants_places) {
+      kv.assign(static_cast<size_t>(rows) * k + kGuard, kSentinel);
+      p.kv.out = kv.data();
+      p.kv.out_stride = k;
+    }
+    if (has_windows) {
+      p.lengths = lengths.data();
+      p.starts = starts.data();
+    }
+    if (has_hint && !wants_state) {
+      p.hint = hint.data();
+      p.hint_size = k;
+      p.hint_stride = k;
+    }
+    if (wants_state) {
+      const size_t width = kStateHeader + static_cast<size_t>(k);
+      state.assign(rows * width, 0);
+      for (int r = 0; r < rows && has_hint; ++r) {
+        state[r * width + kStateCount] = k;
+        std::copy_n(&hint[static_cast<size_t>(r) * k], k, &state[r * width + kStateHeader]);
+      }
+      p.state = state.data();
+      p.state_slots = rows;
+      p.state_hints = k;
+      p.hint_step = make_hint_step(k, k);
+    }
+    return p;
+  }
+
+  // Winners of a row, best first, from a sort.
+  std::vector<int32_t> expected(const TopKParams& p, int row) const {
+    const RowWindow window = row_window(p, row);
+    std::vector<uint64_t> ranks;
+    for (int i = window.begin; i < window.end; ++i) {
+      ranks.push_back(rank_key(ordered_key(widened(raw[row][i], dtype)), i));
+    }
+    const size_t count = std::min(ranks.size(), static_cast<size_t>(k));
+    std::partial_sort(ranks.begin(), ranks.begin() + count, ranks.end(), std::greater<>());
+    std::vector<int32_t> winners;
+    for (size_t i = 0; i < count; ++i) winners.push_back(rank_key_index(ranks[i]));
+    return winners;
+  }
+
+  void check_row(const TopKParams& p, int row) const {
+    std::vector<int32_t> winners = expected(p, row);
+    const size_t at = static_cast<size_t>(row) * k, count = winners.size();
+    std::vector<int32_t> given(&indices[at], &indices[at] + k);
+    std::vector<int32_t> hints;
+    if (wants_state && count > 0) {
+      const int32_t* entry = &state[row * (kStateHeader + static_cast<size_t>(k))];
+      REQUIRE(entry[kStateCount] == static_cast<int32_t>(count));
+      hints.assign(entry + kStateHeader, entry + kStateHeader + count);
+      std::sort(hints.begin(), hints.end());
+    }
+    for (size_t i = 0; i < static_cast<size_t>(k) && wants_values; ++i) {
+      uint32_t value = 0;
+      std::memcpy(&value, &values[(at + i) * bytes()], bytes());
+      REQUIRE(value == (given[i] < 0 ? narrow_bits(-kInf, dtype) : raw[row][given[i]]));
+    }
+    if (wants_places) REQUIRE(std::equal(given.begin(), given.end(), &kv[at]));
+    std::sort(given.begin(), given.begin() + count);
+    std::sort(winners.begin(), winners.end());
+    if (wants_state && count > 0) REQUIRE(hints == winners);
+    winners.resize(k, -1);
+    REQUIRE(given == winners);
+  }
+};
+
+Tuning draw_tuning(Random& random) {
+  Tuning tuning;
+  tuning.ctas_per_row = 1 << draw(random, 0, 2);
+  tuning.threads = draw(random, 0, 1) ? kSmallBlock : kLargeBlock;
+  if (draw(random, 0, 2) == 0) tuning.staging = draw(random, 64, 3000);
+  if (draw(random, 0, 3) == 0) tuning.rank_capacity = draw(random, 1, 64);
+  if (draw(random, 0, 3) == 0) tuning.chunk = 256 << draw(random, 0, 3);
+  if (draw(random, 0, 9) == 0) tuning.max_verify = 1;
+  if (draw(random, 0, 9) == 0) tuning.force_undershoot = 1;
+  return tuning;
+}
+
+Call draw_call(const std::string& kind, Random& random) {
+  Call call;
+  call.dtype = static_cast<ScoreType>(draw(random, 0, 2));
+  call.rows = draw(random, 1, 2);
+  call.n = draw(random, 1, draw(random, 0, 2) == 0 ? 12'000 : 3'000);
+  call.k = draw(random, 1, draw(random, 0, 2) == 0 ? 2'048 : 300);
+  call.first = draw(random, 0, 7);
+  call.wants_values = draw(random, 0, 1);
+  call.wants_stats = draw(random, 0, 1);
+  call.wants_state = !call.wants_stats && draw(random, 0, 2) == 0;
+  call.wants_places = draw(random, 0, 5) == 0;
+  call.has_windows = draw(random, 0, 3) == 0;
+  call.has_hint = draw(random, 0, 1);
+  call.tuning = draw_tuning(random);
+  call.fill(kind, random);
+  return call;
+}
+
+std::string describe(const Call& call, const Plan& plan, const std::string& kind) {
+  return std::string(algorithm_name(plan.family)) + ", " + kind + ", dtype " +
+         std::to_string(static_cast<int>(call.dtype)) + ", " + std::to_string(call.rows) + " x " +
+         std::to_string(call.n) + ", k " + std::to_string(call.k) + ", " +
+         std::to_string(plan.ctas_per_row) + " CTAs of " + std::to_string(plan.threads);
+}
+
+void run_call(Call& call, const Plan& plan, uint64_t seed) {
+  TopKParams p = call.params();
+  emulator::run_kernel(p, plan, seed);
+  for (int row = 0; row < call.rows; ++row) call.check_row(p, row);
+  const auto guarded = [](const auto& data, size_t used, auto sentinel) {
+    return std::all_of(data.begin() + std::min(used, data.size()), data.end(),
+                       [&](auto x) { return x == sentinel; });
+  };
+  const size_t used = static_cast<size_t>(call.rows) * call.k;
+  REQUIRE(guarded(call.indices, used, kSentinel));
+  REQUIRE(guarded(call.values, used * call.bytes(), 0xAB));
+  REQUIRE(guarded(call.kv, used, kSentinel));
+}
+
+}  // namespace
+
+TEST_CASE("Every family answers every kind of row as a sort does") {
+  Random random(20260601);
+  std::set<int32_t> paths;
+  for (const Algorithm family : kFamilies) {
+    for (const auto& [kind, make] : row_kinds()) {
+      for (int turn = 0; turn < 3; ++turn) {
+        Call call = draw_call(kind, random);
+        const Plan plan = make_plan({call.rows, call.n, call.k, call.dtype, call.has_hint, family},
+                                    kDevice, call.tuning);
+        INFO(describe(call, plan, kind));
+        run_call(call, plan, random());
+        for (int r = 0; r < call.rows && call.wants_stats; ++r) {
+          paths.insert(call.stats[r * kStatColumns + kStatPath]);
+        }
+      }
+    }
+  }
+  REQUIRE(paths.size() == 6);  // every value of Path
+}
+
+TEST_CASE("The choice of auto answers rows of model size") {
+  Random random(7);
+  for (const auto& [rows, n, k] : {std::tuple{1, 16'384, 2048}, {2, 40'000, 512}}) {
+    Call call;
+    call.rows = rows;
+    call.n = n;
+    call.k = k;
+    call.wants_stats = true;
+    call.fill("normal", random);
+    const Plan plan =
+        make_plan({rows, n, k, call.dtype, false, Algorithm::kAuto}, kDevice, Tuning{});
+    INFO(describe(call, plan, "normal"));
+    run_call(call, plan, random());
+    REQUIRE(call.stats[kStatPath] == static_cast<int32_t>(Path::kResident));
+    REQUIRE(call.stats[kStatPasses] == 1);
+  }
+}
+
+TEST_CASE("A chunk longer than any row changes nothing") {
+  Random random(11);
+  Call call;
+  call.n = 6'000;
+  call.k = 100;
+  call.fill("normal", random);
+  call.tuning.chunk = std::numeric_limits<int32_t>::max();
+  call.tuning.ctas_per_row = 4;
+  const Plan plan =
+      make_plan({1, call.n, call.k, call.dtype, false, Algorithm::kStream}, kDevice, call.tuning);
+  REQUIRE(plan.ctas_per_row == 4);
+  run_call(call, plan, 3);
+}
+
+TEST_CASE("The emulator sees threads that do not meet") {
+  const auto run = [](int threads, int ctas, const std::function<void()>& kernel) {
+    emulator::run({1, ctas, threads, 0, 1}, kernel);
+  };
+  thread_local int rank = 0;
+  REQUIRE_NOTHROW(run(64, 2, [] {
+    emulator::block_barrier();
+    emulator::cluster_arrive();
+    emulator::cluster_wait();
+  }));
+  // Half a warp asks its warp for something, and the others have left.
+  REQUIRE_THROWS_WITH(run(32, 1,
+                          [] {
+                            if (rank++ % 2 == 0) emulator::exchange(emulator::Operation::kSync, 0);
+                          }),
+                      test::contains("waits for its warp"));
+  // One lane votes where the others add.
+  REQUIRE_THROWS_WITH(run(32, 1,
+                          [] {
+                            const bool one = rank++ == 5;
+                            emulator::exchange(
+                                one ? emulator::Operation::kBallot : emulator::Operation::kReduce,
+                                0);
+                          }),
+                      test::contains("different places"));
+}
