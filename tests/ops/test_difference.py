@@ -172,6 +172,16 @@ def test_a_state_of_any_bits_is_harmless(word: int, device: str) -> None:
     assert torch.equal(valid, result.counts[:, 0].long())
 
 
+def test_a_position_that_is_stored_twice_leaves_once() -> None:
+    """As after keys became one. On the CPU: the GPU's kernel compares hint by hint."""
+    cache = TopKCache(1, 1, K)
+    scores = _drifting(1, 1, "cpu")[0]
+    merged = {position // 16 for position in _members(cache.step(scores, 0))}
+    cache.remap([0], torch.arange(N) // 16)
+    assert len(merged) < K
+    check_difference(cache.step_difference(scores, 0), [merged])
+
+
 def test_rows_of_one_request_differ_from_what_it_stored(device: str) -> None:
     """With a map, the last row has the slot; the others have nothing stored."""
     cache = TopKCache(1, 4, K, device=device)
