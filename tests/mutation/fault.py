@@ -17,7 +17,8 @@ class Fault:
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
     test: str | None = None  # what notices it where the fuzzer cannot: asked first
 
-    @property
-    def needs_avx512(self) -> bool:
-        """A machine without it never runs the code."""
-        return "avx512" in self.file
+    def runs_with(self, capability: str) -> bool:
+        """Whether a machine of this torch.backends.cpu.get_cpu_capability() ever runs the code."""
+        if "avx512" in self.file:
+            return capability == "AVX512"
+        return "avx2" not in self.file or capability in ("AVX2", "AVX512")
