@@ -15,7 +15,8 @@ class Fault:
     why: str
     device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
-    test: str | None = None  # what notices it where the fuzzer cannot: asked first
+    # What notices it where the C++ tests and the fuzzer cannot: asked first, the C++ tests not at all.
+    test: str | None = None
 
     def runs_with(self, capability: str) -> bool:
         """Whether a machine of this torch.backends.cpu.get_cpu_capability() ever runs the code."""

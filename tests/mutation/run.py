@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from fault import Fault
 from faults import FAULTS
-from rebuild import CACHE, ROOT, Built, NotBuilt, affected
+from rebuild import ROOT, Built, NotBuilt, affected
 
 from gvr_topk.bench import environment
 
@@ -54,7 +54,7 @@ ON_GPU = ("--device", "cuda", "--dtype", "fp32", "--most-rows", "48")
 ONLY_GPU = ("-k", "cuda and not fp16 and not bf16")
 FAMILIES = ("gvr", "resident", "stream", "radix")  # kernels, and what tests call them
 
-# What is asked after the C++ tests, and after the fault's own test: name, seconds, arguments.
+# What is asked after the C++ tests, or after the fault's own test: name, seconds, arguments.
 COMMANDS: dict[str, list[tuple[str, float, list[str]]]] = {
     "cpu": [
         ("fuzz", 600.0, [*FUZZ, "--device", "cpu", "--most-rows", "16", "--cases", "8000"]),
@@ -186,7 +186,7 @@ class Copy:
         return outcome
 
     def _ask_all(self, outcome: Outcome, fault: Fault) -> str | None:
-        if self.device == "cpu" and fault.file != CACHE:  # which needs torch
+        if self.device == "cpu" and fault.test is None:
             noticed = self._ask_cpp(outcome)
             if noticed is not None or outcome.outcome != "survived":
                 return noticed
