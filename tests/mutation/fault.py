@@ -15,7 +15,7 @@ class Fault:
     why: str
     device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
-    # What notices it where the C++ tests and the fuzzer cannot: asked first, and the C++ tests never.
+    # What notices it where the C++ tests and the fuzzer cannot: asked first, the C++ tests never.
     test: str | None = None
 
     def runs_with(self, capability: str) -> bool:
