@@ -35,7 +35,7 @@ ON_SERVING = [
         "winners > 0 ? previous : selected;",
         "previous;",
         "a row without a valid score reads nothing",
-        test=f"{DIFFERENCE}::test_rows_without_a_slot_or_a_length",
+        test=f"{DIFFERENCE}::test_a_row_without_scores_lets_nothing_leave",
     ),
     Fault(
         "hits counted for telemetry alone",
