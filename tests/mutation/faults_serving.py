@@ -78,7 +78,7 @@ ON_CACHE = [
         "const Tensor headers = entries_.narrow(2, 0, kStateHeader);",
         "const Tensor headers = entries_.narrow(2, 0, kStateAccepted);",
         "a new request has accepted nothing",
-        test="tests/test_server_history.py::test_answers_never_depend_on_the_history",
+        test=f"{STEPS}::test_reset_forgets_the_accepted_draft",
     ),
     Fault(
         "a destination twice",

@@ -266,6 +266,14 @@ def test_reset_forgets_the_given_slots_in_every_layer(integer: torch.dtype, devi
     assert _valid(cache, scores, 0, algorithm="gvr") == [0, 0, 0, 0]
 
 
+def test_reset_forgets_the_accepted_draft(device: str) -> None:
+    cache = TopKCache(2, 2, K, depth=3, device=device)
+    for layer in range(2):
+        cache.step(make_rows("normal", 6, N, K, device=device), layer, next_n=3)
+    cache.reset([1])
+    assert cache.state[:, :, 0, ACCEPTED].tolist() == [[2, 0]] * 2
+
+
 @INTEGERS
 def test_copy_gives_dst_the_entries_of_src(integer: torch.dtype, device: str) -> None:
     cache = TopKCache(2, 5, K, depth=2, device=device)
