@@ -64,8 +64,17 @@ WAYS: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
     ("radix", "some digits suffice"): lambda s: s.passes < 4,
     ("radix", "every digit of the score"): lambda s: s.passes >= 4,
 }
-# The index takes digits of its own only on the GPU; the CPU's staged ties are ranked by place.
+WAYS_ON_CPU: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
+    ("radix", "more ties than are staged"): lambda s: _some(s, "overflows"),
+}
+# The index takes digits of its own only on the GPU; the CPU's staged ties are ranked by place. A
+# selection among what was staged takes a round at least; divided rows take none where a sampled key
+# is the K-th score's.
 WAYS_ON_CUDA: dict[tuple[str, str], Callable[[Stats], Tensor]] = {
+    ("stream", "divided at a sampled key"): lambda s: s.refine_rounds == 0,
+    ("gvr", "divided at a sampled key"): lambda s: s.refine_rounds == 0,
+    ("resident", "finer bins"): lambda s: (s.passes == 1) & (s.refine_rounds == 2),
+    ("resident", "divided at a sampled key"): lambda s: s.refine_rounds == 0,
     ("radix", "digits of the index"): lambda s: s.refine_rounds > 3,
 }
 FAMILIES = {
@@ -86,9 +95,42 @@ def family(request: pytest.FixtureRequest, device: str) -> str:
 def test_every_way_through_a_family_is_taken(family: str, device: str) -> None:
     stats = _explain_everything(device, family)
     assert set(stats.path.tolist()) == {FAMILIES[family]}
-    ways = WAYS | (WAYS_ON_CUDA if device == "cuda" else {})
+    ways = WAYS | (WAYS_ON_CUDA if device == "cuda" else WAYS_ON_CPU)
     taken = {way: int(found(stats).sum()) for (of, way), found in ways.items() if of == family}
     assert all(taken.values()), f"rows by way: {taken}"
+
+
+# What csrc/cuda/phases/divide.cuh sees of a row: the places of its high plateau, all others being a
+# low one, and how it ends: reads that weigh a key, and rounds that divide the range of keys. Its
+# sample is the even positions, whose 32nd best score stands for the row's 64th.
+_DIVIDED_N = 8192
+DIVIDED: dict[str, tuple[list[int], int, int]] = {
+    "the sampled key is the K-th": ([*range(0, 2000, 100), *range(1, 2001, 100)], 1, 0),
+    "the next sampled key above is": ([0, *range(1, _DIVIDED_N, 4)], 2, 0),
+    "the next sampled key below is": ([*range(0, 8000, 200)], 2, 0),
+    "no sampled key is": ([*range(1, _DIVIDED_N, 4)], 2, 3),
+}
+
+
+@pytest.mark.parametrize("ctas", [1, 2, 8, 16])
+@pytest.mark.parametrize("end", DIVIDED)
+def test_every_end_of_a_divided_row_is_entered(
+    end: str, ctas: int, device: str, dtype: torch.dtype
+) -> None:
+    """No threshold admits between K scores and what the tight staging areas hold."""
+    if device == "cpu":
+        pytest.skip("the CPU divides no rows: a full staging area is compacted")
+    places, weighed, rounds = DIVIDED[end]
+    scores = torch.ones(3, _DIVIDED_N, dtype=dtype, device=device)
+    scores[:, places] = 2.0
+    with tuning(ctas_per_row=ctas, staging=1, force_undershoot=1):
+        values, indices, stats = gvr_topk.explain(scores, K, algorithm="stream")
+    assert_exact(exact_answer(scores, K), indices, values, label=end)
+    # One read that finds nothing, others under lower thresholds, and at last the winners'.
+    reads = stats.passes - stats.undershoots
+    assert reads.tolist() == [1 + weighed + rounds + 1] * 3
+    assert stats.refine_rounds.tolist() == [rounds] * 3
+    assert stats.survivors.tolist() == [K] * 3
 
 
 # How a resident row may be made to end, and what its telemetry then shows in some row.

@@ -87,6 +87,8 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
     ],
     "offsets beyond 32 bits": [
         f"{LARGE}::test_rows_beyond_2_31_elements",
+        f"{LARGE}::test_hints_beyond_2_31_elements",
+        f"{LARGE}::test_outputs_beyond_2_31_elements",
         f"{LARGE}::test_batches_of_more_scores_than_32_bits_count",
         f"{LARGE}::test_outputs_of_more_than_2_31_indices",
         f"{LARGE}::test_a_state_of_more_than_2_31_words",
@@ -119,6 +121,7 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
     ],
     "peaks where a sampler looks, all winners in one slice": [
         f"{SELECTION}::test_winners_where_samplers_tiles_and_slices_look",
+        f"{SELECTION}::test_a_sample_of_nothing_but",
     ],
     "writing beside the outputs": [
         f"{OUT}::test_every_element_is_written_and_no_other",
@@ -128,6 +131,7 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
         f"{COVERAGE}::test_every_way_through_a_family_is_taken",
         f"{COVERAGE}::test_continuations_are_entered_with_every_dtype",
         f"{COVERAGE}::test_every_path_of_short_rows_is_entered",
+        f"{COVERAGE}::test_every_end_of_a_divided_row_is_entered",
         f"{COVERAGE}::test_every_block_and_cluster_of_resident_rows_is_entered_and_falls_back",
     ],
     "a winner placed by another request's page table": [

@@ -263,6 +263,30 @@ def test_winners_where_samplers_tiles_and_slices_look(device: str, algorithm: st
     check_paths(longer, 2048, algorithm, tunings=FEW_TUNINGS)
 
 
+def _sampled_positions(n: int, device: str) -> Tensor:
+    """Where csrc/cpu/guess.cpp looks at a row of 32,768 scores or more (128 blocks of 16), or
+    csrc/cuda/phases/guess.cuh at one of binary32 that starts a line (512 pairs of vectors)."""
+    if device == "cpu":
+        block = torch.arange(128)
+        hashed = (block * 0x9E3779B1) & 0xFFFFFFFF
+        first = block * (n // 128) + (hashed * (n // 128 - 15) >> 32)
+        return (first[:, None] + torch.arange(16)).flatten()
+    pair = (torch.arange(512, dtype=torch.float32) * (n // 8 / 512)).to(torch.int64)
+    return (8 * pair[:, None] + torch.arange(8)).flatten().to(device)
+
+
+@pytest.mark.parametrize("sampled", [100.0, -100.0], ids=["the best", "the worst"])
+def test_a_sample_of_nothing_but(sampled: float, device: str, algorithm: str) -> None:
+    """Every sampled score is a winner and few others are, or none is: any guess is wrong."""
+    n, k = 40_000, 6000
+    scores = make_rows("normal", 2, n, k, device=device)
+    scores[:, _sampled_positions(n, device)] += sampled
+    check_paths(scores, k, algorithm, tunings=(*FEW_TUNINGS, "tight staging, short chunks"))
+    if device == "cpu" and algorithm in ("auto", "stream") and sampled > 0:
+        # Its correction is wrong as well: the third read admits every score.
+        assert gvr_topk.explain(scores, k, algorithm=algorithm).stats.undershoots.tolist() == [2, 2]
+
+
 def test_repeated_calls_of_tie_heavy_rows_agree(device: str, algorithm: str) -> None:
     """Shared-memory races and ties ordered by atomics show only in some of many calls."""
     kinds = ["constant", "quantised_33", "relu_99_percent_zero", "kth_value_5000_times"]

@@ -15,9 +15,11 @@ class Fault:
     why: str
     device: str = "cpu"  # where it is looked for: "cpu", or "cuda" for what only a GPU shows
     tool: str | None = None  # the tool of compute-sanitizer that may notice what no result shows
-    test: str | None = None  # what notices it where the fuzzer cannot: asked first
+    # What notices it where the C++ tests and the fuzzer cannot: asked first, the C++ tests never.
+    test: str | None = None
 
-    @property
-    def needs_avx512(self) -> bool:
-        """A machine without it never runs the code."""
-        return "avx512" in self.file
+    def runs_with(self, capability: str) -> bool:
+        """Whether a machine of this torch.backends.cpu.get_cpu_capability() ever runs the code."""
+        if "avx512" in self.file:
+            return capability == "AVX512"
+        return "avx2" not in self.file or capability in ("AVX2", "AVX512")

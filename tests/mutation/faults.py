@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from fault import Fault
 from faults_cuda import ON_CUDA, ON_DIVIDE, ON_RESIDENT
+from faults_serving import ON_CACHE, ON_SERVING
 
 ORDER, ROWS, PLAN = "csrc/common/order.h", "csrc/common/rows.h", "csrc/common/plan.cpp"
 CPU = "csrc/cpu"
+GUARDS = "tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched"
 
 COMMON = [
     Fault(
@@ -304,7 +306,39 @@ ON_CPU = [
         "_mm512_max_epi32(_mm512_sub_epi32(index, _mm512_set1_epi32(1)), none)",
         "index",
         "16-bit scores are fetched in pairs that end inside the row",
-        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
+        test=f"{GUARDS}[AVX512]",
+    ),
+    Fault(
+        "a pair past the row's end, AVX2",
+        f"{CPU}/vector_ops_avx2.cpp",
+        "_mm256_max_epi32(_mm256_sub_epi32(index, _mm256_set1_epi32(1)), _mm256_setzero_si256());",
+        "index;",
+        "16-bit scores are fetched in pairs that end inside the row",
+        test=f"{GUARDS}[AVX2]",
+    ),
+    Fault(
+        "the last tie dropped, AVX2",
+        f"{CPU}/vector_ops_avx2.cpp",
+        "_mm256_andnot_si256(_mm256_cmpgt_epi32(index, last_index),",
+        "_mm256_and_si256(_mm256_cmpgt_epi32(last_index, index),",
+        "< for <= in one of three instruction sets",
+    ),
+    Fault(
+        "radix: a batch past the row's end",
+        f"{CPU}/radix.cpp",
+        "std::min<int64_t>(kBatch, row.window.end - begin)",
+        "kBatch",
+        "what lies beyond may not be memory",
+        test=f"{GUARDS}[DEFAULT]",
+    ),
+    Fault(
+        "every slice by its own guess",
+        f"{CPU}/row.cpp",
+        "return f != least; })) {",
+        "return f < least; })) {",
+        "a slice with a higher floor refuses what the others count on",
+        test="tests/hazards/test_concurrency.py"
+        "::test_a_hint_that_changes_during_the_call_never_changes_the_answer",
     ),
     Fault(
         "zero read as below itself",
@@ -319,8 +353,8 @@ ON_CPU = [
         "static_cast<uint32_t>(stride - length + 1) >> 32",
         "static_cast<uint32_t>(stride + length) >> 32",
         "the guess reads inside the window only",
-        test="tests/hazards/test_guard_pages.py::test_nothing_outside_the_tensors_is_touched",
+        test=f"{GUARDS}[DEFAULT]",
     ),
 ]
 
-FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE]
+FAULTS = [*COMMON, *ON_CPU, *ON_SERVING, *ON_CACHE, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE]

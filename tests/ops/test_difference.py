@@ -130,6 +130,17 @@ def test_rows_without_a_slot_or_a_length(device: str) -> None:
     assert torch.equal(cache.state[0, 1:], before[0, 1:])
 
 
+def test_a_row_without_scores_lets_nothing_leave(device: str) -> None:
+    """Beside drafts that have some, and without slots, where an empty request keeps its own."""
+    cache = TopKCache(1, 2, K, depth=3, device=device)
+    first, second = _drifting(2, 6, device)
+    stored = cache.step_difference(first, 0, next_n=3).indices
+    lengths = torch.tensor([1, 0], device=device)
+    result = cache.step_difference(second, 0, None, lengths, next_n=3)
+    check_difference(result, [_members(stored[2])] * 3 + [_members(stored[5])] * 3)
+    assert result.counts[:, 1].tolist() == [0, 0, len(_members(stored[2]) - {0}), 0, 0, 0]
+
+
 def test_reset_copy_remap_and_seed_are_what_the_next_step_compares_with(device: str) -> None:
     cache = TopKCache(1, 4, K, device=device)
     first, second = _drifting(2, 4, device)
@@ -170,6 +181,16 @@ def test_a_state_of_any_bits_is_harmless(word: int, device: str) -> None:
     assert bool((result.counts >= 0).all()) and bool((result.counts <= K).all())
     valid = (result.entered >= 0).sum(-1)
     assert torch.equal(valid, result.counts[:, 0].long())
+
+
+def test_a_position_that_is_stored_twice_leaves_once() -> None:
+    """As after keys became one. On the CPU: the GPU's kernel compares hint by hint."""
+    cache = TopKCache(1, 1, K)
+    scores = _drifting(1, 1, "cpu")[0]
+    merged = {position // 16 for position in _members(cache.step(scores, 0))}
+    cache.remap([0], torch.arange(N) // 16)
+    assert len(merged) < K
+    check_difference(cache.step_difference(scores, 0), [merged])
 
 
 def test_rows_of_one_request_differ_from_what_it_stored(device: str) -> None:

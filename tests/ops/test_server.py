@@ -151,6 +151,7 @@ def test_seed_leaves_what_a_step_would(hint_size: int, device: str) -> None:
     seeded.seed(1, [3, 0], indices)
     for slot in (3, 0):
         assert len(_hinted(seeded, slot, 1)) == hint_size
+        assert seeded.state[1, slot, 0, :HEADER].tolist() == [hint_size, 0, -1, 0]
         if hint_size == K:
             assert _hinted(seeded, slot, 1) == _hinted(stepped, slot, 1)
     assert not bool(seeded.state[[0, 2]].any())
@@ -214,14 +215,17 @@ def test_wild_maps_drop_keys(wild: int, device: str) -> None:
     assert _hinted(cache, 0) == []
 
 
-def test_remap_of_many_entries_in_parts(device: str) -> None:
-    """More words than are moved at a time."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_remap_of_many_entries_in_parts(shared: bool, device: str) -> None:
+    """More words than are moved at a time, by one map or by one per slot."""
     cache = TopKCache(9, 40, 2000, depth=7, device=device)
     cache.state.random_(0, 3000)
     before = cache.state.clone()
-    moved = torch.randperm(3000, device=device)
-    cache.remap(list(range(39, -1, -1)), moved)
-    assert torch.equal(cache.state[..., HEADER:].long(), moved[before[..., HEADER:].long()])
+    moved = torch.rand(40, 3000, device=device).argsort(-1)
+    cache.remap(list(range(39, -1, -1)), moved[0] if shared else moved)
+    for slot in range(40):
+        expected = moved[0 if shared else 39 - slot][before[:, slot, :, HEADER:].long()]
+        assert torch.equal(cache.state[:, slot, :, HEADER:].long(), expected)
     assert torch.equal(cache.state[..., :HEADER], before[..., :HEADER])
 
 
@@ -276,6 +280,15 @@ def test_state_dict_restores_the_cache_in_place(device: str) -> None:
     assert [_hinted(cache, slot, 1)[0] for slot in range(3)] == [0, 100, 200]
     cache.load_state_dict(cache.state_dict())
     assert torch.equal(cache.state, saved["entries"])
+
+
+def test_slots_may_change_places_within_their_own_table(device: str) -> None:
+    cache = TopKCache(2, 3, K, device=device)
+    for layer, first in enumerate((0, 600)):
+        cache.step(_winners_at([first, first + 100, first + 200], device), layer)
+    before = cache.state.clone()
+    cache.import_([1, 2, 0], cache.state_dict())
+    assert torch.equal(cache.state, before[:, [2, 0, 1]])
 
 
 @pytest.mark.parametrize("change", ["layers", "depth", "hint_size", "k"])

@@ -121,6 +121,32 @@ def test_the_stored_threshold_is_binary32_for_every_dtype(device: str, dtype: to
     assert torch.equal(cache.state[0, :, 0, THRESHOLD], least)
 
 
+@pytest.mark.parametrize("explained", [False, True])
+def test_the_state_tells_how_many_hints_were_winners(
+    explained: bool, device: str, algorithm: str
+) -> None:
+    """-1: there was no hint, or (on the GPU) nobody asked for telemetry, which counts them."""
+    cache = TopKCache(1, 3, K, device=device)
+    lengths = torch.tensor([N, 170, 30], device=device)
+    answers: list[list[set[int]]] = []
+    for first in (100, 100 + K // 4):
+        step = cache.step(
+            _winners_at(first, 3, device),
+            0,
+            None,
+            lengths,
+            return_stats=explained,
+            algorithm=algorithm,
+        )
+        indices = step.indices if explained else step
+        answers.append([set(row) - {-1} for row in indices.tolist()])
+        told = cache.state[0, :, 0, HITS].tolist()
+        kept = [len(old & new) for old, new in zip(answers[0], answers[-1], strict=True)]
+        counted = len(answers) == 2 and (explained or device == "cpu")
+        assert told == (kept if counted else [-1] * 3)
+    assert kept[0] == 3 * K // 4 and kept[2] == 30
+
+
 def test_a_narrow_cache_keeps_fewer_hints(device: str, algorithm: str) -> None:
     cache = TopKCache(1, 2, K, hint_size=10, device=device)
     assert cache.hint_size == 10 and cache.state.shape == (1, 2, 1, HEADER + 10)
@@ -238,6 +264,14 @@ def test_reset_forgets_the_given_slots_in_every_layer(integer: torch.dtype, devi
         assert _valid(cache, scores, layer, algorithm="gvr") == [0, K, 0, K]
     cache.reset()
     assert _valid(cache, scores, 0, algorithm="gvr") == [0, 0, 0, 0]
+
+
+def test_reset_forgets_the_accepted_draft(device: str) -> None:
+    cache = TopKCache(2, 2, K, depth=3, device=device)
+    for layer in range(2):
+        cache.step(make_rows("normal", 6, N, K, device=device), layer, next_n=3)
+    cache.reset([1])
+    assert cache.state[:, :, 0, ACCEPTED].tolist() == [[2, 0]] * 2
 
 
 @INTEGERS

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import select
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -172,32 +173,39 @@ def test_only_a_tool_that_ran_and_watched_is_clean(
 
 def test_a_tool_that_never_ends_is_stopped_and_its_record_is_incomplete(tmp_path: Path) -> None:
     """With what it started: a child that lives on would hold the GPU."""
-    script, alive = tmp_path / "compute-sanitizer", tmp_path / "alive"
+    script, child = tmp_path / "compute-sanitizer", tmp_path / "child"
     script.write_text(
         "#!/bin/sh\n"
         'case "$*" in --version) exit;; esac\n'
         f"printf '%s\\n' '{FEWER}'\n"
-        f"(for i in 1 2 3 4 5 6 7 8 9; do sleep 1; touch {alive}; done)\n"
+        "sleep 100 &\n"
+        f'case "$*" in *workload*) echo $! > {child};; esac\n'
+        "wait\n"
     )
     script.chmod(0o755)
-    record = run.examine(str(script), ["racecheck"], shares=1, seconds=1.5)
+    record = run.examine(str(script), ["racecheck"], shares=1, seconds=4.0)
     [tool] = record["tools"]
     assert not record["clean"] and not record["complete"]
     assert tool["exit_codes"] == [None] and tool["findings"] is None and tool["calls"] == 4
-    alive.unlink(missing_ok=True)
-    time.sleep(2.5)
-    assert not alive.exists()
+    try:
+        ended = os.pidfd_open(int(child.read_text()))
+    except ProcessLookupError:
+        return
+    assert select.select([ended], [], [], 60.0)[0], "it lives on"
 
 
 def test_evidence_is_written_while_tools_still_run(tmp_path: Path) -> None:
-    out, seen = tmp_path / "evidence.json", []
-    script = tmp_path / "compute-sanitizer"
+    """One process waits until the record tells of the three others."""
+    out, script = tmp_path / "evidence.json", tmp_path / "compute-sanitizer"
+    all_others = f"grep -q '\"complete\": true' {out} && [ $(grep -c planted_output {out}) = 2 ]"
     script.write_text(
         f"#!/bin/sh\nprintf '%s\\n' '{CALLS}' '{ZERO}'\n"
-        f'case "$*" in *racecheck*workload*) sleep 2; cp {out} {tmp_path}/before.json;; esac\n'
+        'case "$*" in *racecheck*workload*)\n'
+        f"until {all_others}; do sleep 0.1; done 2> {tmp_path}/waiting\n"
+        f"cp {out} {tmp_path}/before.json;;\nesac\n"
     )
     script.chmod(0o755)
-    run.examine(str(script), ["memcheck", "racecheck"], shares=1, out=out)
+    run.examine(str(script), ["memcheck", "racecheck"], shares=1, seconds=120.0, out=out)
     seen = json.loads((tmp_path / "before.json").read_text())
     assert seen["complete"] is False
     assert {tool["tool"]: tool["complete"] for tool in seen["tools"]} == {
