@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The total order of winners as plain int64 keys, and the raw bits of scores.
+"""The total order of winners as plain int64 keys.
 
 csrc/common/order.h defines the order; this is the same order for tensors that cross ranks.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["INDEX_BITS", "PADDING", "from_bits", "score_bits", "sort_keys", "to_bits"]
+__all__ = ["INDEX_BITS", "PADDING", "score_bits", "sort_keys"]
 
 INDEX_BITS = 31
 PADDING = 2**63 - 1  # the key of an index -1: behind every score
@@ -40,13 +40,3 @@ def sort_keys(values: Tensor, indices: Tensor) -> Tensor:
     level = torch.where(magnitude > infinity, infinity + 1, level)
     keys = ((infinity + 1 - level) << INDEX_BITS) + indices
     return torch.where(indices < 0, PADDING, keys)
-
-
-def to_bits(values: Tensor) -> Tensor:
-    """int32 that holds each score's storage bits."""
-    return values.view(_FORMATS[values.dtype][0]).to(torch.int32)
-
-
-def from_bits(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scores whose `to_bits` these are, NaN payloads and zero signs included."""
-    return bits.to(_FORMATS[dtype][0]).view(dtype)

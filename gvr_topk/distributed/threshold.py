@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .collectives import Communicator
 from .keys import INDEX_BITS, PADDING, score_bits
-from .winners import Local, Winners, rearranged
+from .winners import Local, Winners
 
 __all__ = ["count_winners", "key_bits"]
 
@@ -65,3 +65,13 @@ def _agree(keys: Tensor, k: int, comm: Communicator, digits: Sequence[int], tota
         digit = (before < k).sum(-1, keepdim=True)
         bound = bound + (digit << shift)
     return bound
+
+
+def rearranged(by_rank: Tensor, order: Sequence[int]) -> Tensor:
+    """[world, ...] in another order of ranks.
+
+    Slices, since indexing with a list would copy it to the device, which no CUDA graph may do.
+    """
+    if tuple(order) == tuple(range(len(order))):
+        return by_rank
+    return torch.stack([by_rank[rank] for rank in order])
