@@ -104,8 +104,7 @@ void pack_row(const PackParams& p, int64_t row) {
     const bool mine = slot >= slots.first && slot < slots.end;
     const int64_t i = slot - slots.first;
     out[slot] = mine ? global_index(p.placement, offset, indices[i]) + bias : 0;
-    out[p.k + slot] =
-        mine ? static_cast<int32_t>(load_raw<kType>(p.values, row * p.k + i)) : 0;
+    out[p.k + slot] = mine ? static_cast<int32_t>(load_raw<kType>(p.values, row * p.k + i)) : 0;
   }
 }
 

@@ -16,9 +16,9 @@ namespace {
 // `launch` for the dtype of the parameters, on the current stream of the current device.
 template <class Params, class Launch>
 void launch_typed(const Params& params, Launch&& launch) {
-  TORCH_CHECK_VALUE(params.rows <= std::numeric_limits<int32_t>::max() / list_blocks(params.k),
-                    "values: got ", params.rows, " rows, need fewer blocks of ", kListThreads,
-                    " entries than 2^31 in one call");
+  const int64_t most = std::numeric_limits<int32_t>::max() / list_blocks(params.k);
+  TORCH_CHECK_VALUE(params.rows <= most, "rows: got ", params.rows, ", need at most ", most,
+                    " for k = ", params.k, " in one call");
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
   switch (params.dtype) {
     case ScoreType::kFloat32:

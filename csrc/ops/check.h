@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensors -> TopKParams. Every caller, from Python or C++, passes here, and every error message of
-// the operators lives in check.cpp or check_winners.cpp: the argument, what was given, what is needed.
+// the operators lives in check.cpp or check_winners.cpp: the argument, what was given, what is
+// needed.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -41,10 +41,9 @@ void check_lists(CheckedLists<Params>& call, const at::Tensor& values, const at:
                     "values: got shape ", values.sizes(), ", need [rows, k] with 1 <= k < 2^31");
   p.rows = values.size(0);
   p.k = static_cast<int32_t>(values.size(1));
-  p.values = dense<void>(call, values, "values", values.scalar_type(), values.device(),
-                         values.sizes());
-  p.indices =
-      dense<int32_t>(call, indices, "indices", at::kInt, values.device(), values.sizes());
+  p.values =
+      dense<void>(call, values, "values", values.scalar_type(), values.device(), values.sizes());
+  p.indices = dense<int32_t>(call, indices, "indices", at::kInt, values.device(), values.sizes());
 }
 
 void check_ranks(int64_t ranks, const at::Tensor& tensor, const char* name) {
@@ -63,8 +62,7 @@ void check_message(const at::Tensor& message, const char* name, const char* need
   check_backend(message, name, backend);
   TORCH_CHECK_VALUE(message.dim() == dims && message.size(-2) == 2 && message.size(-1) >= 1 &&
                         message.size(-1) <= kInt32Max,
-                    name, ": got shape ", message.sizes(), ", need ", need,
-                    " with 1 <= k < 2^31");
+                    name, ": got shape ", message.sizes(), ", need ", need, " with 1 <= k < 2^31");
 }
 
 }  // namespace
@@ -108,8 +106,8 @@ CheckedLists<MergeParams> check_gathered(const at::Tensor& gathered, at::DeviceT
   MergeParams& p = call.params;
   check_message(gathered, "gathered", "[ranks, rows, 2, k]", 4, backend);
   check_ranks(gathered.size(0), gathered, "gathered");
-  p.lists = dense<int32_t>(call, gathered, "gathered", at::kInt, gathered.device(),
-                           gathered.sizes());
+  p.lists =
+      dense<int32_t>(call, gathered, "gathered", at::kInt, gathered.device(), gathered.sizes());
   p.world = static_cast<int32_t>(gathered.size(0));
   p.rows = gathered.size(1);
   p.k = static_cast<int32_t>(gathered.size(3));
@@ -128,8 +126,8 @@ CheckedLists<MergeParams> check_packed(const at::Tensor& packed, const at::Tenso
   TORCH_CHECK_VALUE(counts.dim() == 2, "counts: got shape ", counts.sizes(), ", need [ranks, ",
                     p.rows, "]");
   check_ranks(counts.size(0), counts, "counts");
-  p.counts = dense<int64_t>(call, counts, "counts", at::kLong, packed.device(),
-                            {counts.size(0), p.rows});
+  p.counts =
+      dense<int64_t>(call, counts, "counts", at::kLong, packed.device(), {counts.size(0), p.rows});
   p.world = static_cast<int32_t>(counts.size(0));
   return call;
 }

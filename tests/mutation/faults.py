@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fault import Fault
 from faults_cuda import ON_CUDA, ON_DIVIDE, ON_RESIDENT
+from faults_winners import ON_WINNERS
 
 ORDER, ROWS, PLAN = "csrc/common/order.h", "csrc/common/rows.h", "csrc/common/plan.cpp"
 CPU = "csrc/cpu"
@@ -323,4 +324,4 @@ ON_CPU = [
     ),
 ]
 
-FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE]
+FAULTS = [*COMMON, *ON_CPU, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE, *ON_WINNERS]

@@ -24,8 +24,7 @@ __device__ __forceinline__ ListPosition thread_position(int32_t k) {
 }
 
 template <ScoreType kType>
-__global__ void __launch_bounds__(kListThreads)
-    pack_kernel(const __grid_constant__ PackParams p) {
+__global__ void __launch_bounds__(kListThreads) pack_kernel(const __grid_constant__ PackParams p) {
   const auto [row, slot] = thread_position(p.k);
   if (slot >= static_cast<uint32_t>(p.k)) return;
   const Slots slots = own_slots(p, row);
@@ -52,8 +51,7 @@ __device__ __forceinline__ void write_winner(void* values, int32_t* indices, int
 }
 
 template <ScoreType kType>
-__global__ void __launch_bounds__(kListThreads)
-    keep_kernel(const __grid_constant__ KeepParams p) {
+__global__ void __launch_bounds__(kListThreads) keep_kernel(const __grid_constant__ KeepParams p) {
   const auto [row, slot] = thread_position(p.k);
   const auto k = static_cast<uint32_t>(p.k);
   if (slot >= k) return;
@@ -223,7 +221,7 @@ __device__ __forceinline__ uint32_t find_place(const MergeParams& p, int64_t row
   return place;
 }
 
-// Grid: (rows * list_blocks(k), lists to merge). kOwn: the part of one list that wins, in its place.
+// Grid: (rows * list_blocks(k), lists to merge). kOwn: the part of one list that wins.
 template <ScoreType kType, int kTogether, bool kOwn>
 __global__ void __launch_bounds__(kListThreads, kMergeBlocksPerSm)
     merge_kernel(const __grid_constant__ MergeParams p) {
