@@ -32,7 +32,8 @@ GVR_HOST_DEVICE int32_t global_index(const ShardPlacement& p, int64_t offset, in
   return static_cast<int32_t>((page * p.world + p.rank) * p.page + within + offset);
 }
 
-// A rank's own winners -> its message. Everything is dense, [rows, k] or [rows, 2, k].
+// A rank's own winners -> its message, or their keys. Everything is dense, [rows, k] or
+// [rows, 2, k].
 struct PackParams {
   const void* values = nullptr;
   const int32_t* indices = nullptr;
@@ -41,6 +42,7 @@ struct PackParams {
   ScoreType dtype = ScoreType::kFloat32;
   ShardPlacement placement;
   int32_t* message = nullptr;
+  int64_t* keys = nullptr;  // [rows, k]; null: the message is wanted
   // [lists, rows]: how many entries of each rank win. Then only those of list `own` are written,
   // behind the winners of the lists before it, with indices one higher; all else is 0, so that the
   // sum of all ranks' messages holds the winners of all. Null: the list as it is.
@@ -99,6 +101,71 @@ GVR_HOST_DEVICE Slots own_slots(const PackParams& p, int64_t row) {
     first += bounded_count(p.counts[list * p.rows + row], most);
   }
   return {first, first + bounded_count(p.counts[p.own * p.rows + row], most)};
+}
+
+// The order of winners as one number, ascending from the best: the index in the low 31 bits, above
+// them how far the score is from NaN, in as many bits as the dtype has.
+inline constexpr int64_t kLastKey = 0x7FFFFFFFFFFFFFFF;  // of padding
+
+template <ScoreType kType>
+GVR_HOST_DEVICE int64_t ascending_key(uint32_t raw, int32_t index) {
+  constexpr uint32_t kSign = 1u << (8 * sizeof(typename ScoreTraits<kType>::Storage) - 1);
+  constexpr int64_t kInfinity = ScoreTraits<kType>::kMinusInf - kSign;
+  const int64_t magnitude = raw & (kSign - 1);
+  int64_t level = (raw & kSign) != 0 ? -magnitude : magnitude;
+  if (magnitude > kInfinity) level = kInfinity + 1;
+  return index < 0 ? kLastKey : ((kInfinity + 1 - level) << 31) + index;
+}
+
+// A round of the search for the K-th key of all ranks, digit by digit from the highest on.
+struct DigitParams {
+  const int64_t* keys = nullptr;  // [rows, k], ascending
+  int64_t rows = 0;
+  int32_t k = 0;
+  // [rows]: the bound that the last round started from; null: this is the first.
+  const int64_t* last_bound = nullptr;
+  // [rows, last_edges]: how many keys of all ranks lie before each edge of the last round.
+  const int32_t* before = nullptr;
+  int32_t last_edges = 0;
+  int32_t last_shift = 0;
+  int32_t edges = 0;          // one less than digits: the last one needs no edge
+  int32_t shift = 0;          // of the digit
+  int64_t* bound = nullptr;   // [rows]: with the last round's digit
+  int32_t* counts = nullptr;  // [rows, edges]: keys before each edge
+};
+
+// How many of n ascending numbers lie below the limit.
+template <class T>
+GVR_HOST_DEVICE uint32_t count_below(const T* ascending, uint32_t n, T limit) {
+  uint32_t low = 0, high = n;
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (ascending[middle] < limit) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// `steps` digits of weight 2^shift further; unsigned, since a bound is data.
+GVR_HOST_DEVICE int64_t step_key(int64_t bound, uint32_t steps, int32_t shift) {
+  return static_cast<int64_t>(static_cast<uint64_t>(bound) + (uint64_t{steps} << shift));
+}
+
+GVR_HOST_DEVICE int64_t settled_bound(const DigitParams& p, int64_t row) {
+  if (p.last_bound == nullptr) return 0;
+  const auto edges = static_cast<uint32_t>(p.last_edges);
+  const uint32_t digit = count_below(p.before + row * p.last_edges, edges, p.k);
+  return step_key(p.last_bound[row], digit, p.last_shift);
+}
+
+GVR_HOST_DEVICE int32_t keys_before(const DigitParams& p, int64_t row, int64_t bound,
+                                    uint32_t edge) {
+  const auto k = static_cast<uint32_t>(p.k);
+  const int64_t limit = step_key(bound, edge + 1, p.shift);
+  return static_cast<int32_t>(count_below(p.keys + row * p.k, k, limit));
 }
 
 // Behind the key of every score, which is at least kKeyMinusInf << 32.

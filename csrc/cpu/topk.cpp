@@ -53,5 +53,6 @@ TORCH_LIBRARY_IMPL(gvr, CPU, m) {
   register_winners(m, at::kCPU,
                    {.pack = &cpu::each_row<PackParams, &cpu::pack_winners>,
                     .merge = &cpu::each_row<MergeParams, &cpu::merge_winners>,
-                    .keep = &cpu::each_row<KeepParams, &cpu::keep_winners>});
+                    .keep = &cpu::each_row<KeepParams, &cpu::keep_winners>,
+                    .digits = &cpu::each_row<DigitParams, &cpu::count_digits>});
 }

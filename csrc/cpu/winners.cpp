@@ -109,6 +109,15 @@ void pack_row(const PackParams& p, int64_t row) {
 }
 
 template <ScoreType kType>
+void key_row(const PackParams& p, int64_t row) {
+  const int64_t offset = shard_offset(p.placement);
+  for (int64_t i = row * p.k; i < (row + 1) * p.k; ++i) {
+    const int32_t index = global_index(p.placement, offset, p.indices[i]);
+    p.keys[i] = ascending_key<kType>(load_raw<kType>(p.values, i), index);
+  }
+}
+
+template <ScoreType kType>
 void keep_row(const KeepParams& p, int64_t row) {
   const int64_t first = row * p.k;
   const int64_t kept = first + bounded_count(p.counts[row], static_cast<uint32_t>(p.k));
@@ -123,7 +132,9 @@ void keep_row(const KeepParams& p, int64_t row) {
 
 void pack_winners(const PackParams& params, int64_t begin, int64_t end) {
   visit_dtype(params.dtype, [&]<ScoreType kType>() {
-    for (int64_t row = begin; row < end; ++row) pack_row<kType>(params, row);
+    for (int64_t row = begin; row < end; ++row) {
+      params.keys == nullptr ? pack_row<kType>(params, row) : key_row<kType>(params, row);
+    }
   });
 }
 
@@ -137,6 +148,15 @@ void keep_winners(const KeepParams& params, int64_t begin, int64_t end) {
   visit_dtype(params.dtype, [&]<ScoreType kType>() {
     for (int64_t row = begin; row < end; ++row) keep_row<kType>(params, row);
   });
+}
+
+void count_digits(const DigitParams& p, int64_t begin, int64_t end) {
+  for (int64_t row = begin; row < end; ++row) {
+    p.bound[row] = settled_bound(p, row);
+    for (int32_t edge = 0; edge < p.edges; ++edge) {
+      p.counts[row * p.edges + edge] = keys_before(p, row, p.bound[row], edge);
+    }
+  }
 }
 
 }  // namespace gvr::cpu

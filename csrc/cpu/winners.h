@@ -9,5 +9,6 @@ namespace gvr::cpu {
 void pack_winners(const PackParams& params, int64_t begin, int64_t end);
 void merge_winners(const MergeParams& params, int64_t begin, int64_t end);
 void keep_winners(const KeepParams& params, int64_t begin, int64_t end);
+void count_digits(const DigitParams& params, int64_t begin, int64_t end);
 
 }  // namespace gvr::cpu

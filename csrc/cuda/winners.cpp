@@ -6,6 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "winners.h"
@@ -13,13 +14,19 @@
 namespace gvr::cuda {
 namespace {
 
+cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+void check_grid(int64_t rows, int32_t width) {
+  const int64_t most = std::numeric_limits<int32_t>::max() / list_blocks(width);
+  TORCH_CHECK_VALUE(rows <= most, "rows: got ", rows, ", need at most ", most, " rows of ", width,
+                    " entries in one call");
+}
+
 // `launch` for the dtype of the parameters, on the current stream of the current device.
 template <class Params, class Launch>
 void launch_typed(const Params& params, Launch&& launch) {
-  const int64_t most = std::numeric_limits<int32_t>::max() / list_blocks(params.k);
-  TORCH_CHECK_VALUE(params.rows <= most, "rows: got ", params.rows, ", need at most ", most,
-                    " for k = ", params.k, " in one call");
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  check_grid(params.rows, params.k);
+  const cudaStream_t stream = current_stream();
   switch (params.dtype) {
     case ScoreType::kFloat32:
       C10_CUDA_CHECK(launch.template operator()<ScoreType::kFloat32>(params, stream));
@@ -51,10 +58,16 @@ void keep(const KeepParams& params) {
   });
 }
 
+void digits(const DigitParams& params) {
+  check_grid(params.rows, std::max(params.edges, 1));
+  C10_CUDA_CHECK(launch_digits(params, current_stream()));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gvr, CUDA, m) {
-  register_winners(m, at::kCUDA, {.pack = &pack, .merge = &merge, .keep = &keep});
+  register_winners(m, at::kCUDA,
+                   {.pack = &pack, .merge = &merge, .keep = &keep, .digits = &digits});
 }
 
 }  // namespace gvr::cuda

@@ -24,4 +24,7 @@ cudaError_t launch_merge(const MergeParams& params, cudaStream_t stream);
 template <ScoreType kType>
 cudaError_t launch_keep(const KeepParams& params, cudaStream_t stream);
 
+// Keys are the same for every dtype.
+cudaError_t launch_digits(const DigitParams& params, cudaStream_t stream);
+
 }  // namespace gvr::cuda

@@ -65,6 +65,13 @@ void check_message(const at::Tensor& message, const char* name, const char* need
                     name, ": got shape ", message.sizes(), ", need ", need, " with 1 <= k < 2^31");
 }
 
+// Keys are 63-bit numbers.
+int32_t check_bits(int64_t given, int64_t most, const char* name) {
+  TORCH_CHECK_VALUE(given >= 0 && given <= most, name, ": got ", given, ", need 0 <= ", name,
+                    " <= ", most);
+  return static_cast<int32_t>(given);
+}
+
 }  // namespace
 
 CheckedLists<PackParams> check_pack(const at::Tensor& values, const at::Tensor& indices,
@@ -149,6 +156,32 @@ CheckedLists<KeepParams> check_keep(const at::Tensor& values, const at::Tensor& 
   check_lists(call, values, indices, backend);
   KeepParams& p = call.params;
   p.counts = dense<int64_t>(call, counts, "counts", at::kLong, values.device(), {p.rows});
+  return call;
+}
+
+CheckedLists<DigitParams> check_digits(const at::Tensor& keys, const OptionalTensor& bound,
+                                       const OptionalTensor& before, int64_t last_shift,
+                                       int64_t shift, int64_t bits, at::DeviceType backend) {
+  CheckedLists<DigitParams> call;
+  DigitParams& p = call.params;
+  check_backend(keys, "keys", backend);
+  TORCH_CHECK_VALUE(keys.dim() == 2 && keys.size(1) >= 1 && keys.size(1) <= kInt32Max,
+                    "keys: got shape ", keys.sizes(), ", need [rows, k] with 1 <= k < 2^31");
+  p.keys = dense<int64_t>(call, keys, "keys", at::kLong, keys.device(), keys.sizes());
+  p.rows = keys.size(0);
+  p.k = static_cast<int32_t>(keys.size(1));
+  p.last_shift = check_bits(last_shift, 63, "last_shift");
+  p.shift = check_bits(shift, 62, "shift");
+  p.edges = (1 << check_bits(bits, 16, "bits")) - 1;
+  TORCH_CHECK_VALUE(bound.has_value() == before.has_value(), "before: got ",
+                    before ? "a tensor without bound" : "None beside bound", ", need both or none");
+  if (!bound) return call;
+  p.last_bound = dense<int64_t>(call, *bound, "bound", at::kLong, keys.device(), {p.rows});
+  TORCH_CHECK_VALUE(before->dim() == 2 && before->size(1) <= kInt32Max, "before: got shape ",
+                    before->sizes(), ", need [", p.rows, ", edges]");
+  p.before =
+      dense<int32_t>(call, *before, "before", at::kInt, keys.device(), {p.rows, before->size(1)});
+  p.last_edges = static_cast<int32_t>(before->size(1));
   return call;
 }
 

@@ -43,4 +43,9 @@ void check_own(CheckedLists<MergeParams>& call, const at::Tensor& values, const 
 CheckedLists<KeepParams> check_keep(const at::Tensor& values, const at::Tensor& indices,
                                     const at::Tensor& counts, at::DeviceType backend);
 
+// Without the first two tensors it is the first round.
+CheckedLists<DigitParams> check_digits(const at::Tensor& keys, const OptionalTensor& bound,
+                                       const OptionalTensor& before, int64_t last_shift,
+                                       int64_t shift, int64_t bits, at::DeviceType backend);
+
 }  // namespace gvr

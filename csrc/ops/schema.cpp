@@ -70,4 +70,8 @@ TORCH_LIBRARY(gvr, m) {
   define("order_winners(Tensor packed, Tensor counts, ScalarType dtype)" + pair);
   define("own_winners(Tensor gathered, Tensor values, Tensor indices, int rank)" + pair);
   define("keep_winners(Tensor values, Tensor indices, Tensor counts)" + pair);
+  define("winner_keys(Tensor values, Tensor indices, *, " + std::string(kShard));
+  define(
+      "count_digits(Tensor keys, Tensor? bound, Tensor? before, int last_shift, int shift, "
+      "int bits) -> (Tensor bound, Tensor counts)");
 }

@@ -43,6 +43,32 @@ struct WinnerOps {
     return pack(call, indices);
   }
 
+  static Tensor winner_keys(const Tensor& values, const Tensor& indices, int64_t offset,
+                            const OptionalTensor& device_offset, int64_t page, int64_t rank,
+                            int64_t world) {
+    auto call = check_pack(values, indices, {offset, device_offset, page, rank, world}, kBackend);
+    const c10::DeviceGuard guard(indices.device());
+    PackParams& p = call.params;
+    Tensor keys = at::empty({p.rows, int64_t{p.k}}, indices.options().dtype(at::kLong));
+    p.keys = keys.mutable_data_ptr<int64_t>();
+    if (p.rows > 0) backend().pack(p);
+    return keys;
+  }
+
+  static std::tuple<Tensor, Tensor> count_digits(const Tensor& keys, const OptionalTensor& bound,
+                                                 const OptionalTensor& before, int64_t last_shift,
+                                                 int64_t shift, int64_t bits) {
+    auto call = check_digits(keys, bound, before, last_shift, shift, bits, kBackend);
+    const c10::DeviceGuard guard(keys.device());
+    DigitParams& p = call.params;
+    Tensor settled = at::empty({p.rows}, keys.options());
+    Tensor counts = at::empty({p.rows, int64_t{p.edges}}, keys.options().dtype(at::kInt));
+    p.bound = settled.mutable_data_ptr<int64_t>();
+    p.counts = counts.mutable_data_ptr<int32_t>();
+    if (p.rows > 0) backend().digits(p);
+    return {settled, counts};
+  }
+
   static Tensor place_winners(const Tensor& values, const Tensor& indices, const Tensor& counts,
                               int64_t list, int64_t offset, const OptionalTensor& device_offset,
                               int64_t page, int64_t rank, int64_t world) {
@@ -103,6 +129,8 @@ struct WinnerOps {
     m.impl("order_winners", &order_winners);
     m.impl("own_winners", &own_winners);
     m.impl("keep_winners", &keep_winners);
+    m.impl("winner_keys", &winner_keys);
+    m.impl("count_digits", &count_digits);
   }
 };
 

@@ -13,6 +13,7 @@ struct WinnersBackend {
   void (*pack)(const PackParams& params);
   void (*merge)(const MergeParams& params);
   void (*keep)(const KeepParams& params);
+  void (*digits)(const DigitParams& params);
 };
 
 void register_winners(torch::Library& library, at::DeviceType backend,

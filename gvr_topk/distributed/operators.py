@@ -21,6 +21,14 @@ own_winners(gathered, values, indices, rank) -> (values, indices)
     Of rank's own list, the local values and indices that merge_winners would take; then padding.
 keep_winners(values, indices, counts) -> (values, indices)
     The first counts (int64 [rows]) entries of each row; then padding.
+winner_keys(values, indices, *, offset, ...) -> int64 [rows, k]
+    The order as one ascending number: how far the score is from NaN, then the global index in the
+    low 31 bits. 2^63 - 1 for padding.
+count_digits(keys, bound, before, last_shift, shift, bits) -> (bound, counts)
+    A round of the search for the k-th key of all ranks. With before (int32 [rows, edges], how many
+    keys of all ranks lie before bound + j * 2^last_shift, j from 1), the bound (int64 [rows])
+    moves on to the digit of the k-th key; None: it is 0. counts (int32 [rows, 2^bits - 1]): how
+    many of `keys` lie before bound + j * 2^shift.
 
 An answer of lists that are not sorted, or counts that exceed k, is of no use, but stays in memory.
 """
@@ -63,6 +71,26 @@ def _pack_winners(values: Tensor, indices: Tensor, **_: Any) -> Tensor:
 @torch.library.register_fake("gvr::place_winners")
 def _place_winners(values: Tensor, indices: Tensor, counts: Tensor, list: int, **_: Any) -> Tensor:
     return _new_message(values)
+
+
+@torch.library.register_fake("gvr::winner_keys")
+def _winner_keys(values: Tensor, indices: Tensor, **_: Any) -> Tensor:
+    check_not_mixed(values, "values")
+    return values.new_empty(tuple(values.shape), dtype=torch.int64)
+
+
+@torch.library.register_fake("gvr::count_digits")
+def _count_digits(
+    keys: Tensor,
+    bound: Tensor | None,
+    before: Tensor | None,
+    last_shift: int,
+    shift: int,
+    bits: int,
+) -> tuple[Tensor, Tensor]:
+    check_not_mixed(keys, "keys")
+    rows = keys.shape[0]
+    return keys.new_empty((rows,)), keys.new_empty((rows, (1 << bits) - 1), dtype=torch.int32)
 
 
 @torch.library.register_fake("gvr::merge_winners")

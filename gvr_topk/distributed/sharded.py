@@ -76,8 +76,8 @@ def topk(
     lengths, starts, next_n, compress_ratio   as in `gvr_topk.ops`. With window="global" they bound
               the whole row, and are the same on every rank; with window="local" they bound the
               shard, and a row of the answer is the union of the ranks' windows.
-    sorted    True: best first, and the same tensor on every rank. False: in an order that may
-              differ between ranks. Rows of return_="local" are always best first.
+    sorted    True: best first, and the same tensor on every rank. False: in any order. Rows of
+              return_="local" are always best first.
     algorithm of the local selection, as in `gvr_topk.ops`
     check     debug mode: compare the arguments of all ranks before any data moves and raise the
               same error on every rank. It stops the stream. None: as GVR_DISTRIBUTED_CHECK says,

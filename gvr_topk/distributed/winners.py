@@ -11,7 +11,6 @@ from torch import Tensor
 from ..ops import TopKResult
 from . import operators  # noqa: F401  fakes of what is called below
 from .collectives import Communicator
-from .keys import sort_keys
 from .layout import Placement
 
 __all__ = ["Local", "Winners", "gather_answer", "own_prefix"]
@@ -36,14 +35,10 @@ class Local:
         where = self.placement.formula()
         return torch.ops.gvr.pack_winners(self.values, self.indices, **where)
 
-    def keys(self) -> Tensor:
-        """int64 [rows, k], ascending.
-
-        Where ranks follow each other, only their order decides between equal scores of two ranks
-        and no method looks at the index part; elsewhere it holds the global index.
-        """
-        ordered = self.placement.rank_order is not None
-        return sort_keys(self.values, self.indices if ordered else self.global_indices())
+    def keys(self, ordered: bool = False) -> Tensor:
+        """int64 [rows, k], ascending; `ordered`: with local indices, which costs no gather."""
+        where = {} if ordered else self.placement.formula()
+        return torch.ops.gvr.winner_keys(self.values, self.indices, **where)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import torch
 from generators import make_rows, row_names
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharding import sort_keys
 from threads import ThreadCommunicator, run_threads
 from torch import Tensor
 
 from gvr_topk.distributed import candidates, model, splitters, threshold
 from gvr_topk.distributed.collectives import Communicator
-from gvr_topk.distributed.keys import PADDING, score_bits, sort_keys
+from gvr_topk.distributed.keys import PADDING, score_bits
 from gvr_topk.distributed.layout import Blocks, Pages
 from gvr_topk.distributed.winners import Local, Winners, gather_answer
 from gvr_topk.reference import topk_reference
@@ -28,14 +29,16 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("kind", row_names())
 def test_keys_sort_as_the_reference_does(kind: str, dtype: torch.dtype) -> None:
     scores = make_rows(kind, 3, 400, 60, dtype=dtype)
-    keys = sort_keys(scores, torch.arange(400, dtype=torch.int32).expand(3, -1))
+    indices = torch.arange(400, dtype=torch.int32).expand(3, -1)
+    keys = torch.ops.gvr.winner_keys(scores, indices)
+    assert torch.equal(keys, sort_keys(scores, indices))
     assert torch.equal(keys.argsort(-1).int(), topk_reference(scores, 400)[1])
     assert (keys >= 0).all() and ((keys >> 31) < 1 << score_bits(dtype)).all()
 
 
 def test_padding_sorts_behind_every_score() -> None:
     values = torch.tensor([[-torch.inf, -torch.inf]])
-    keys = sort_keys(values, torch.tensor([[2**31 - 2, -1]], dtype=torch.int32))
+    keys = torch.ops.gvr.winner_keys(values, torch.tensor([[2**31 - 2, -1]], dtype=torch.int32))
     assert keys[0, 0] < keys[0, 1] == PADDING
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 from generators import make_rows
+from sharding import INTEGER, sort_keys
 from torch import Tensor
 from torch.library import opcheck
 
 import gvr_topk
-from gvr_topk.distributed.keys import PADDING, sort_keys
+from gvr_topk.distributed.keys import PADDING
 from gvr_topk.distributed.operators import __doc__ as operators_doc
 
 ops = torch.ops.gvr
-INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 NAMES = (
     "pack_winners",
     "place_winners",
@@ -26,6 +26,8 @@ NAMES = (
     "order_winners",
     "own_winners",
     "keep_winners",
+    "winner_keys",
+    "count_digits",
 )
 KINDS = ("normal", "quantised_33", "constant", "random_bits", "some_nan", "relu_90_percent_zero")
 
@@ -122,6 +124,8 @@ def test_a_merge_is_one_sort_of_all_lists(
             wanted = lists.part(rank)
             lists.check(ops.own_winners(gathered, values, local, rank), wanted)
             lists.check(ops.keep_winners(values, local, lists.counts[rank]), wanted)
+            keys = ops.winner_keys(values, local, **lists.placement[rank])
+            assert torch.equal(keys, sort_keys(values, gathered[rank, :, 0]))
             placed = ops.place_winners(values, local, lists.counts, rank, **lists.placement[rank])
             assert not (packed * placed).any(), "two ranks write to one place"
             packed += placed
@@ -208,6 +212,8 @@ def calls(device: str, dtype: torch.dtype = torch.float32) -> dict[str, tuple[An
     values, indices, gathered = lists.values[1], lists.local[1], lists.messages()
     offset = {"device_offset": torch.tensor([9], device=device), "page": 2, "rank": 1, "world": 3}
     placed = ops.place_winners(values, indices, lists.counts, 1)
+    bound = torch.tensor([0, 2**60], device=device)
+    before = torch.tensor([[1, 7, 30]], dtype=torch.int32, device=device).repeat(2, 1)
     return {
         "pack_winners": ((values, indices), offset),
         "place_winners": ((values, indices, lists.counts, 1), offset),
@@ -215,6 +221,8 @@ def calls(device: str, dtype: torch.dtype = torch.float32) -> dict[str, tuple[An
         "order_winners": ((placed, lists.counts, dtype), {}),
         "own_winners": ((gathered, values, indices, 1), {}),
         "keep_winners": ((values, indices, lists.counts[1]), {}),
+        "winner_keys": ((values, indices), offset),
+        "count_digits": ((ops.winner_keys(values, indices), bound, before, 60, 50, 10), {}),
     }
 
 
@@ -232,13 +240,31 @@ def test_no_rows_have_no_winners(name: str, device: str) -> None:
     empty = []
     for argument in arguments:
         if isinstance(argument, Tensor):
-            rows = {4: 1, 3: 0}.get(argument.dim(), 0)
-            if argument.dtype == torch.int64 and argument.dim() == 2:
-                rows = 1
-            argument = argument.narrow(rows, 0, 0)
+            by_rank = argument.dim() == 4 or (argument.dim() == 2 and len(argument) == 3)
+            argument = argument.narrow(1 if by_rank else 0, 0, 0)
         empty.append(argument)
     result = getattr(ops, name)(*empty, **options)
     assert all(t.numel() == 0 for t in (result if isinstance(result, tuple) else (result,)))
+
+
+@pytest.mark.parametrize("bits", [1, 3, 11])
+def test_digits_close_in_on_the_kth_key(bits: int, device: str) -> None:
+    """Of two lists, with the rounds of one rank added to those of the other."""
+    k, total = 300, 63
+    lists = Lists.make("quantised_33", 2, 3, k, torch.float32, device, 5)
+    pair = list(zip(lists.values, lists.local, lists.placement, strict=True))
+    keys = [ops.winner_keys(values, local, **where) for values, local, where in pair]
+    every = torch.cat(keys, 1).sort(-1).values
+    bound = before = None
+    for shift in range(total - bits, -1, -bits):
+        found = [ops.count_digits(own, bound, before, shift + bits, shift, bits) for own in keys]
+        assert torch.equal(found[0][0], found[1][0])
+        bound, before = found[0][0], found[0][1] + found[1][1]
+        steps = torch.arange(1, 1 << bits, device=device) << shift
+        assert torch.equal(before, torch.searchsorted(every, bound[:, None] + steps).int())
+    settled, none = ops.count_digits(keys[0], bound, before, shift, 0, 0)
+    assert none.shape == (3, 0)
+    assert torch.equal(settled >> shift, every[:, k - 1] >> shift)
 
 
 # operator, argument at fault, error, what was given, what is needed, spoiled arguments by position
@@ -278,6 +304,16 @@ BAD: list[tuple[str, str, type[Exception], str, str, dict[Any, Any]]] = [
     ("keep_winners", "counts", ValueError, "[1]", "[2]", {2: lambda t: t[:1]}),
     ("keep_winners", "values", ValueError, "keep_winners", "detach",
      {0: lambda t: t.clone().requires_grad_()}),
+    ("winner_keys", "indices", ValueError, "[1, 20]", "[2, 20]", {1: lambda t: t[:1]}),
+    ("count_digits", "keys", TypeError, "Int", "Long", {0: lambda t: t.int()}),
+    ("count_digits", "keys", ValueError, "[40]", "[rows, k]", {0: lambda t: t.flatten()}),
+    ("count_digits", "bound", ValueError, "[1]", "[2]", {1: lambda t: t[:1]}),
+    ("count_digits", "before", ValueError, "None", "both", {2: lambda _: None}),
+    ("count_digits", "before", ValueError, "[3]", "[2, edges]", {2: lambda t: t[0]}),
+    ("count_digits", "before", ValueError, "[1, 3]", "[2, 3]", {2: lambda t: t[:1]}),
+    ("count_digits", "last_shift", ValueError, "64", "<= 63", {3: lambda _: 64}),
+    ("count_digits", "shift", ValueError, "-1", "0 <=", {4: lambda _: -1}),
+    ("count_digits", "bits", ValueError, "17", "<= 16", {5: lambda _: 17}),
 ]  # fmt: skip
 
 

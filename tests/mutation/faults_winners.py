@@ -43,6 +43,14 @@ ON_WINNERS = [
         test=MERGED,
     ),
     Fault(
+        "a key on the edge counts as before",
+        COMMON,
+        "if (ascending[middle] < limit) {",
+        "if (ascending[middle] <= limit) {",
+        "an edge is the first key of the next digit",
+        test="tests/distributed/test_winners.py::test_digits_close_in_on_the_kth_key",
+    ),
+    Fault(
         "padding of all belongs to nobody",
         COMMON,
         "if (p_.counts != nullptr && rank_ + 1 < p_.world) {",

@@ -153,7 +153,11 @@ def _check_winners(ranks: int, k: int, dtype: torch.dtype, device: str) -> None:
         ordered = ops.order_winners(torch.stack(placed).sum(0, dtype=torch.int32), counts, dtype)
         parts = ops.own_winners(gathered, *lists[0], 0), ops.keep_winners(*lists[0], counts[0])
         assert torch.equal(merged[1], ordered[1]) and torch.equal(parts[0][1], parts[1][1])
-        found[where] = [tensor.cpu() for pair in (merged, *parts) for tensor in pair]
+        keys = ops.winner_keys(*lists[0])
+        bound, before = ops.count_digits(keys, None, None, 63, 52, 11)
+        digits = ops.count_digits(keys, bound, before, 52, 50, 2)
+        results = (merged, *parts, (keys, before), digits)
+        found[where] = [tensor.cpu() for pair in results for tensor in pair]
     for expected, got in zip(found["cpu"], found[device], strict=True):
         assert torch.equal(expected, got), "the device merges otherwise than the CPU"
 

@@ -35,6 +35,10 @@ __global__ void __launch_bounds__(kListThreads) pack_kernel(const __grid_constan
     if (p.counts != nullptr) ++index;
     bits = static_cast<int32_t>(Element<kType>::load(p.values, from));
   }
+  if (p.keys != nullptr) {
+    p.keys[row * p.k + slot] = ascending_key<kType>(static_cast<uint32_t>(bits), index);
+    return;
+  }
   int32_t* message = p.message + row * 2 * p.k;
   message[slot] = index;
   message[int64_t{p.k} + slot] = bits;
@@ -59,6 +63,16 @@ __global__ void __launch_bounds__(kListThreads) keep_kernel(const __grid_constan
   const bool kept = slot < bounded_count(p.counts[row], k);
   write_winner<kType>(p.kept_values, p.kept_indices, at, Element<kType>::load(p.values, at),
                       kept ? p.indices[at] : -1);
+}
+
+// A thread per edge; the first of a row keeps its bound.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant__ DigitParams p) {
+  const auto [row, edge] = thread_position(max(p.edges, 1));
+  const int64_t bound = settled_bound(p, row);
+  if (edge == 0) p.bound[row] = bound;
+  if (edge >= static_cast<uint32_t>(p.edges)) return;
+  p.counts[row * p.edges + edge] = keys_before(p, row, bound, edge);
 }
 
 struct WinnerEntry {
