@@ -25,13 +25,15 @@ cudaError_t launch_keep(const KeepParams& params, cudaStream_t stream) {
 }
 
 // Lists are searched together for their loads to overlap; the only other list of two, alone.
+inline constexpr int kListsTogether = 4;
+
 template <ScoreType kType, bool kOwn>
 cudaError_t launch_merge_of(const MergeParams& params, cudaStream_t stream) {
   const dim3 grid = list_grid(params.rows, params.k, kOwn ? 1 : params.world);
   if (params.world <= 2) {
     merge_kernel<kType, 1, kOwn><<<grid, kListThreads, 0, stream>>>(params);
   } else {
-    merge_kernel<kType, 4, kOwn><<<grid, kListThreads, 0, stream>>>(params);
+    merge_kernel<kType, kListsTogether, kOwn><<<grid, kListThreads, 0, stream>>>(params);
   }
   return cudaGetLastError();
 }
