@@ -275,11 +275,11 @@ def _new_indices(scores: Tensor, k: int) -> Tensor:
     return scores.new_empty((*scores.shape[:-1], k), dtype=torch.int32)
 
 
-def check_not_mixed(scores: Tensor) -> None:
+def check_not_mixed(scores: Tensor, name: str = "scores") -> None:
     """One meta tensor among others brings a call to the fakes, which must not seem to answer it."""
     if type(scores) is Tensor and not scores.is_meta:
         raise ValueError(
-            f"scores: got a tensor on {scores.device} beside one on meta, "
+            f"{name}: got a tensor on {scores.device} beside one on meta, "
             "need all tensors on one device"
         )
 

@@ -8,7 +8,9 @@
 #include <string>
 
 #include "../ops/topk.h"
+#include "../ops/winners.h"
 #include "select.h"
+#include "winners.h"
 
 namespace gvr::cpu {
 namespace {
@@ -24,6 +26,17 @@ Isa torch_isa() {
   return capability == "AVX2" ? Isa::kAvx2 : Isa::kScalar;
 }
 
+template <class Params>
+using RowFunction = void (*)(const Params& params, int64_t begin, int64_t end);
+
+// Rows of lists of winners, several thousand entries to a task.
+template <class Params, RowFunction<Params> kFunction>
+void each_row(const Params& params) {
+  constexpr int64_t kGrainEntries = 8192;
+  at::parallel_for(0, params.rows, 1 + kGrainEntries / params.k,
+                   [&](int64_t begin, int64_t end) { kFunction(params, begin, end); });
+}
+
 }  // namespace
 
 void launch(const TopKParams& params) {
@@ -34,4 +47,12 @@ void launch(const TopKParams& params) {
 
 }  // namespace gvr::cpu
 
-TORCH_LIBRARY_IMPL(gvr, CPU, m) { gvr::register_backend(m, at::kCPU, &gvr::cpu::launch); }
+TORCH_LIBRARY_IMPL(gvr, CPU, m) {
+  using namespace gvr;
+  register_backend(m, at::kCPU, &cpu::launch);
+  register_winners(m, at::kCPU,
+                   {.pack = &cpu::each_row<PackParams, &cpu::pack_winners>,
+                    .merge = &cpu::each_row<MergeParams, &cpu::merge_winners>,
+                    .keep = &cpu::each_row<KeepParams, &cpu::keep_winners>,
+                    .digits = &cpu::each_row<DigitParams, &cpu::count_digits>});
+}

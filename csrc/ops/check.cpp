@@ -57,17 +57,6 @@ const void* check_counts(CheckedCall& call, const at::Tensor& scores, const at::
   return call.owners.back().const_data_ptr();
 }
 
-ScoreType check_score_type(const at::Tensor& scores) {
-  switch (scores.scalar_type()) {
-    case at::kFloat: return ScoreType::kFloat32;
-    case at::kBFloat16: return ScoreType::kBFloat16;
-    case at::kHalf: return ScoreType::kFloat16;
-    default: break;
-  }
-  TORCH_CHECK_TYPE(false, "scores: got dtype ", scores.scalar_type(),
-                   ", need torch.float32, torch.bfloat16 or torch.float16");
-}
-
 int64_t count_rows(const at::Tensor& scores) {
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < scores.dim(); ++d) {
@@ -121,6 +110,17 @@ at::Tensor as_rows(const at::Tensor& tensor, int64_t rows) {
 
 }  // namespace
 
+ScoreType check_score_type(at::ScalarType dtype, const char* name) {
+  switch (dtype) {
+    case at::kFloat: return ScoreType::kFloat32;
+    case at::kBFloat16: return ScoreType::kBFloat16;
+    case at::kHalf: return ScoreType::kFloat16;
+    default: break;
+  }
+  TORCH_CHECK_TYPE(false, name, ": got dtype ", dtype,
+                   ", need torch.float32, torch.bfloat16 or torch.float16");
+}
+
 CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
   CheckedCall call;
   TopKParams& p = call.params;
@@ -128,7 +128,7 @@ CheckedCall check_arguments(const TopKArguments& a, at::DeviceType backend) {
                     a.scores.device(), ", need one on ", backend,
                     " like the other tensors of the call");
   TORCH_CHECK_VALUE(a.scores.dim() >= 1, "scores: got a 0-dimensional tensor, need [..., n]");
-  p.dtype = check_score_type(a.scores);
+  p.dtype = check_score_type(a.scores.scalar_type(), "scores");
   const int64_t n = a.scores.size(-1);
   TORCH_CHECK_VALUE(n <= kInt32Max, "scores: got rows of ", n, " scores, need at most 2^31 - 1");
   TORCH_CHECK_VALUE(a.k >= 1 && a.k <= kInt32Max, "k: got ", a.k, ", need 1 <= k < 2^31");
@@ -304,8 +304,9 @@ void check_output(CheckedCall& call, const at::Tensor& scores, const at::Tensor&
   call.tensors.push_back({name, out});
 }
 
-void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy) {
-  TORCH_CHECK_VALUE(!(scores.requires_grad() && c10::GradMode::is_enabled()), "scores: ", op,
+void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy,
+                       const char* name) {
+  TORCH_CHECK_VALUE(!(scores.requires_grad() && c10::GradMode::is_enabled()), name, ": ", op,
                     " got a tensor that requires grad, and its values carry none; need ", remedy);
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tensors -> TopKParams. Every caller, from Python or C++, passes here, and every error message of
-// the operators lives in check.cpp: the argument, what was given, what is needed.
+// the operators lives in check.cpp or check_winners.cpp: the argument, what was given, what is
+// needed.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -54,6 +55,9 @@ struct CheckedCall {
   std::vector<at::Tensor> owners;
 };
 
+// `name`: of the argument that is or has the dtype.
+ScoreType check_score_type(at::ScalarType dtype, const char* name);
+
 CheckedCall check_arguments(const TopKArguments& arguments, at::DeviceType backend);
 
 void check_hint(CheckedCall& call, const at::Tensor& scores, const OptionalTensor& hint);
@@ -78,7 +82,8 @@ void check_output(CheckedCall& call, const at::Tensor& scores, const at::Tensor&
                   const char* name, at::ScalarType dtype);
 
 // Errors where a gradient would be lost without a word.
-void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy);
+void check_no_gradient(const at::Tensor& scores, const char* op, const char* remedy,
+                       const char* name = "scores");
 
 // What a call writes; what is undefined was not asked for.
 struct Outputs {

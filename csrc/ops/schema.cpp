@@ -34,6 +34,10 @@ std::string placed(const std::string& name, const std::string& outputs, const st
          outputs + ") -> " + result;
 }
 
+// Where a shard stands in the whole row, see gvr_topk/distributed/winners.py.
+constexpr const char* kShard =
+    "int offset=0, Tensor? device_offset=None, int page=1, int rank=0, int world=1) -> Tensor";
+
 }  // namespace
 
 TORCH_LIBRARY(gvr, m) {
@@ -56,4 +60,18 @@ TORCH_LIBRARY(gvr, m) {
                   std::string(kPlacement) + kRequests));
   define(stateful("step_difference", "(Tensor indices, Tensor entered, Tensor left, Tensor counts)",
                   kRequests));
+
+  // Lists of winners that ranks exchange.
+  const std::string pair = " -> (Tensor values, Tensor indices)";
+  define("pack_winners(Tensor values, Tensor indices, *, " + std::string(kShard));
+  define("place_winners(Tensor values, Tensor indices, Tensor counts, int list, *, " +
+         std::string(kShard));
+  define("merge_winners(Tensor gathered, ScalarType dtype)" + pair);
+  define("order_winners(Tensor packed, Tensor counts, ScalarType dtype)" + pair);
+  define("own_winners(Tensor gathered, Tensor values, Tensor indices, int rank)" + pair);
+  define("keep_winners(Tensor values, Tensor indices, Tensor counts)" + pair);
+  define("winner_keys(Tensor values, Tensor indices, *, " + std::string(kShard));
+  define(
+      "count_digits(Tensor keys, Tensor? bound, Tensor? before, int last_shift, int shift, "
+      "int bits) -> (Tensor bound, Tensor counts)");
 }

@@ -306,13 +306,16 @@ def time_messages(bench: Bench, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def time_merges(bench: Bench, rows: tuple[int, ...]) -> list[dict[str, Any]]:
-    """The merge of W * K candidates on one rank, by W."""
+    """The merge of W lists of K winners on one rank, by W."""
     found = []
     for count, world in product(rows, MERGED_RANKS):
-        scores = torch.randn(count, world * bench.k, device=bench.device)
+        scores = torch.randn(world, count, bench.k, device=bench.device).sort(-1, descending=True)
+        indices = torch.arange(world * bench.k, device=bench.device, dtype=torch.int32)
+        lists = indices.view(world, 1, bench.k).expand(scores.values.shape)
+        gathered = torch.stack((lists, scores.values.view(torch.int32)), 2)
 
-        def merge(scores: Tensor = scores) -> Tensor:
-            return torch.ops.gvr.topk(scores, bench.k, sorted=True)[1]
+        def merge(gathered: Tensor = gathered) -> Tensor:
+            return torch.ops.gvr.merge_winners(gathered, torch.float32)[1]
 
         times, _ = bench.median([merge] * _CALLS)
         found.append({"rows": count, "ranks": world, **times})

@@ -69,8 +69,8 @@ class Placement(ABC):
         """int32 local indices -> int32 global indices; -1 stays."""
 
     @abstractmethod
-    def owns(self, indices: Tensor) -> Tensor:
-        """Which global indices (-1 among them) are those of this rank's keys, as bool."""
+    def formula(self) -> dict[str, Any]:
+        """`to_global` as the arguments of torch.ops.gvr.pack_winners."""
 
     @abstractmethod
     def to_local(self, window: Window, rows: int) -> Window:
@@ -95,15 +95,15 @@ class Blocks(Placement):
         if self._first is None:
             # No rank knows the others' sizes: one gather of a number, and never a host copy.
             size = torch.full((1,), self._size, dtype=torch.int64, device=self._device)
-            self._first = self._comm.all_gather(size)[: self._comm.rank].sum()
+            self._first = self._comm.all_gather(size)[: self._comm.rank].sum(0)
         return self._first
 
     def to_global(self, local: Tensor) -> Tensor:
         return torch.where(local < 0, -1, local + self._offset()).to(torch.int32)
 
-    def owns(self, indices: Tensor) -> Tensor:
-        local = indices - self._offset()
-        return (indices >= 0) & (local >= 0) & (local < self._size)
+    def formula(self) -> dict[str, Any]:
+        offset = self._offset()
+        return {"device_offset" if isinstance(offset, Tensor) else "offset": offset}
 
     def to_local(self, window: Window, rows: int) -> Window:
         offset = self._offset()
@@ -128,8 +128,8 @@ class Pages(Placement):
             index = (local // self.page * self._world + self._rank) * self.page + local % self.page
         return torch.where(local < 0, -1, index)
 
-    def owns(self, indices: Tensor) -> Tensor:
-        return (indices >= 0) & (indices // self.page % self._world == self._rank)
+    def formula(self) -> dict[str, Any]:
+        return {"page": self.page, "rank": self._rank, "world": self._world}
 
     def count_before(self, bound: Tensor) -> Tensor:
         """How many of this rank's keys have a global index below each bound (int64, >= 0)."""

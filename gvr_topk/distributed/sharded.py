@@ -18,7 +18,7 @@ from .agreement import agree, checks_by_default
 from .collectives import Communicator
 from .layout import INT32_MAX, LayoutSpec, Pages, Placement, Window, describe, place
 from .model import LINKS, METHODS, Shape, cached_plan, plan
-from .winners import Local, Winners, gather_answer, own_prefix
+from .winners import Local, gather_answer, own_prefix
 
 __all__ = ["topk"]
 
@@ -76,8 +76,8 @@ def topk(
     lengths, starts, next_n, compress_ratio   as in `gvr_topk.ops`. With window="global" they bound
               the whole row, and are the same on every rank; with window="local" they bound the
               shard, and a row of the answer is the union of the ranks' windows.
-    sorted    True: best first, and the same tensor on every rank. False: in an order that may
-              differ between ranks. Rows of return_="local" are always best first.
+    sorted    True: best first, and the same tensor on every rank. False: in any order. Rows of
+              return_="local" are always best first.
     algorithm of the local selection, as in `gvr_topk.ops`
     check     debug mode: compare the arguments of all ranks before any data moves and raise the
               same error on every rank. It stops the stream. None: as GVR_DISTRIBUTED_CHECK says,
@@ -317,18 +317,13 @@ class _Call:
         link = LINKS["cuda" if self.scores.is_cuda else "cpu"]
         planner = plan if torch.compiler.is_compiling() else cached_plan
         method, digits = planner(self.method, shape, link)
-        if method == "candidates" and whole:
-            return candidates.merge(local, comm, self.sorted)
-        winners: Winners
         if method == "candidates":
-            winners = candidates.count_winners(local, comm)
-        elif method == "splitters":
+            return (candidates.merge if whole else candidates.own_part)(local, comm)
+        if method == "splitters":
             winners = splitters.count_winners(local, comm)
         else:
             winners = threshold.count_winners(local, comm, digits)
-        if whole:
-            return gather_answer(local, winners, comm, self.sorted)
-        return own_prefix(local, winners)
+        return gather_answer(local, winners, comm) if whole else own_prefix(local, winners)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

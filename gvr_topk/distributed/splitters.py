@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .collectives import Communicator
-from .keys import PADDING, sort_keys
+from .keys import PADDING
 from .winners import Local, Winners
 
 __all__ = ["Plan", "count_winners"]
@@ -55,7 +55,7 @@ class Plan:
 def count_winners(local: Local, comm: Communicator) -> Winners:
     """Length of every rank's winning prefix."""
     plan = Plan.make(local.k, comm.world)
-    keys = sort_keys(local.values, local.global_indices())
+    keys = local.keys()
     sure, enough = _brackets(keys, comm, plan)
     # A key of padding wins nowhere, also where there are so few scores that a bracket is padding.
     real = keys < PADDING

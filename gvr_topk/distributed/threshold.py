@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .collectives import Communicator
 from .keys import INDEX_BITS, PADDING, score_bits
-from .winners import Local, Winners, rearranged
+from .winners import Local, Winners
 
 __all__ = ["count_winners", "key_bits"]
 
@@ -31,9 +31,10 @@ def key_bits(dtype: torch.dtype, ordered: bool) -> int:
 def count_winners(local: Local, comm: Communicator, digits: Sequence[int]) -> Winners:
     """Length of each rank's winning prefix. `digits` sum up to `key_bits`."""
     order = local.placement.rank_order
-    keys = local.keys()
+    # Where ranks follow each other, only their order decides between equal scores of two ranks.
+    keys = local.keys(ordered=order is not None)
     total = score_bits(local.values.dtype) + INDEX_BITS
-    bound = _agree(keys, local.k, comm, digits, total)
+    bound = _agree(keys, comm, digits, total)[:, None]
     if order is None:
         # All keys differ, so the bound is the K-th key itself, or all ones where there is no K-th.
         return Winners(((keys <= bound) & (keys < PADDING)).sum(-1))
@@ -50,18 +51,26 @@ def count_winners(local: Local, comm: Communicator, digits: Sequence[int]) -> Wi
     return Winners(by_rank[comm.rank], by_rank)
 
 
-def _agree(keys: Tensor, k: int, comm: Communicator, digits: Sequence[int], total: int) -> Tensor:
-    """int64 [rows, 1]: the K-th smallest key of all ranks, cut to its leading digits.
+def _agree(keys: Tensor, comm: Communicator, digits: Sequence[int], total: int) -> Tensor:
+    """int64 [rows]: the K-th smallest key of all ranks, cut to its leading digits.
 
-    With fewer than k keys in all, every digit comes out as its largest value.
+    With fewer than K keys in all, every digit comes out as its largest value.
     """
-    bound = torch.zeros(len(keys), 1, dtype=torch.int64, device=keys.device)
+    bound: Tensor | None = None
+    before: Tensor | None = None
     shift = total
     for bits in digits:
-        shift -= bits
-        # The last bin needs no edge: what lies before none of the others falls there.
-        steps = torch.arange(1, 1 << bits, dtype=torch.int64, device=keys.device) << shift
-        before = comm.all_reduce(torch.searchsorted(keys, bound + steps, out_int32=True))
-        digit = (before < k).sum(-1, keepdim=True)
-        bound = bound + (digit << shift)
-    return bound
+        last, shift = shift, shift - bits
+        bound, counts = torch.ops.gvr.count_digits(keys, bound, before, last, shift, bits)
+        before = comm.all_reduce(counts)
+    return torch.ops.gvr.count_digits(keys, bound, before, shift, shift, 0)[0]
+
+
+def rearranged(by_rank: Tensor, order: Sequence[int]) -> Tensor:
+    """[world, ...] in another order of ranks.
+
+    Slices, since indexing with a list would copy it to the device, which no CUDA graph may do.
+    """
+    if tuple(order) == tuple(range(len(order))):
+        return by_rank
+    return torch.stack([by_rank[rank] for rank in order])

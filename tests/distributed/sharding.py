@@ -12,10 +12,12 @@ from generators import HINTS, make_hint, make_rows, row_names
 from torch import Tensor
 
 import gvr_topk.distributed as sharded
+from gvr_topk.distributed.keys import INDEX_BITS, PADDING
 from gvr_topk.reference import row_windows, topk_reference
 
 METHODS = ("candidates", "threshold", "splitters", "auto")
 INTEGER = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,17 @@ def arguments(case: Case, rank: int, whole: Tensor, device: torch.device) -> dic
         "algorithm": case.algorithm,
         **window,
     }
+
+
+def sort_keys(values: Tensor, indices: Tensor) -> Tensor:
+    """What torch.ops.gvr.winner_keys has to give, by plain operators."""
+    integer, infinity = INTEGER[values.dtype], INFINITY[values.dtype]
+    raw = values.view(integer).to(torch.int64)
+    magnitude = raw & torch.iinfo(integer).max
+    level = torch.where(raw < 0, -magnitude, magnitude)
+    level = torch.where(magnitude > infinity, infinity + 1, level)
+    keys = ((infinity + 1 - level) << INDEX_BITS) + indices
+    return torch.where(indices < 0, PADDING, keys)
 
 
 def bits(values: Tensor) -> Tensor:

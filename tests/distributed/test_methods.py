@@ -11,12 +11,13 @@ import torch
 from generators import make_rows, row_names
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sharding import sort_keys
 from threads import ThreadCommunicator, run_threads
 from torch import Tensor
 
 from gvr_topk.distributed import candidates, model, splitters, threshold
 from gvr_topk.distributed.collectives import Communicator
-from gvr_topk.distributed.keys import PADDING, from_bits, score_bits, sort_keys, to_bits
+from gvr_topk.distributed.keys import PADDING, score_bits
 from gvr_topk.distributed.layout import Blocks, Pages
 from gvr_topk.distributed.winners import Local, Winners, gather_answer
 from gvr_topk.reference import topk_reference
@@ -28,22 +29,17 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("kind", row_names())
 def test_keys_sort_as_the_reference_does(kind: str, dtype: torch.dtype) -> None:
     scores = make_rows(kind, 3, 400, 60, dtype=dtype)
-    keys = sort_keys(scores, torch.arange(400, dtype=torch.int32).expand(3, -1))
+    indices = torch.arange(400, dtype=torch.int32).expand(3, -1)
+    keys = torch.ops.gvr.winner_keys(scores, indices)
+    assert torch.equal(keys, sort_keys(scores, indices))
     assert torch.equal(keys.argsort(-1).int(), topk_reference(scores, 400)[1])
     assert (keys >= 0).all() and ((keys >> 31) < 1 << score_bits(dtype)).all()
 
 
 def test_padding_sorts_behind_every_score() -> None:
     values = torch.tensor([[-torch.inf, -torch.inf]])
-    keys = sort_keys(values, torch.tensor([[2**31 - 2, -1]], dtype=torch.int32))
+    keys = torch.ops.gvr.winner_keys(values, torch.tensor([[2**31 - 2, -1]], dtype=torch.int32))
     assert keys[0, 0] < keys[0, 1] == PADDING
-
-
-def test_bits_cross_the_wire_unchanged(dtype: torch.dtype) -> None:
-    scores = make_rows("random_bits", 2, 4096, 1, dtype=dtype)
-    back = from_bits(to_bits(scores), dtype)
-    integer = torch.int32 if dtype == torch.float32 else torch.int16
-    assert torch.equal(back.view(integer), scores.view(integer))
 
 
 def owners(pattern: str, total: int, world: int, rng: random.Random) -> list[int]:
@@ -105,7 +101,8 @@ def count(
     if method == "splitters":
         return splitters.count_winners(local, comm)  # type: ignore[arg-type]
     if method == "candidates":
-        return candidates.count_winners(local, comm)  # type: ignore[arg-type]
+        part = candidates.own_part(local, comm)  # type: ignore[arg-type]
+        return Winners((part.indices >= 0).sum(-1))
     bits = threshold.key_bits(local.values.dtype, not paged)
     digits = digits or [7] * (bits // 7) + [bits % 7]
     return threshold.count_winners(local, comm, digits)  # type: ignore[arg-type]
@@ -175,11 +172,11 @@ def test_the_model_counts_what_is_really_sent(method: str, whole: bool, ordered:
         local = local_bests(comm, owner, k, 3, not ordered)
         real: Communicator = comm  # type: ignore[assignment]
         if method == "candidates" and whole:
-            candidates.merge(local, real, True)
+            candidates.merge(local, real)
             return comm.operands
         winners = count(method, local, comm, not ordered, model.digit_schedule(shape))
         if whole:
-            gather_answer(local, winners, real, True)
+            gather_answer(local, winners, real)
         return comm.operands
 
     for operands in run_threads(world, job):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from fault import Fault
 from faults_cuda import ON_CUDA, ON_DIVIDE, ON_RESIDENT
 from faults_serving import ON_CACHE, ON_SERVING
+from faults_winners import ON_WINNERS
 
 ORDER, ROWS, PLAN = "csrc/common/order.h", "csrc/common/rows.h", "csrc/common/plan.cpp"
 CPU = "csrc/cpu"
@@ -357,4 +358,13 @@ ON_CPU = [
     ),
 ]
 
-FAULTS = [*COMMON, *ON_CPU, *ON_SERVING, *ON_CACHE, *ON_CUDA, *ON_RESIDENT, *ON_DIVIDE]
+FAULTS = [
+    *COMMON,
+    *ON_CPU,
+    *ON_SERVING,
+    *ON_CACHE,
+    *ON_CUDA,
+    *ON_RESIDENT,
+    *ON_DIVIDE,
+    *ON_WINNERS,
+]

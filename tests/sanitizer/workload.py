@@ -133,6 +133,35 @@ def _check_kv(case: Case, device: str) -> None:
     assert torch.equal(kv_indices, expected), "a winner has another one's place"
 
 
+def _check_winners(ranks: int, k: int, dtype: torch.dtype, device: str) -> None:
+    """Lists of several ranks, exchanged and merged: on the device as on the CPU."""
+    ops = torch.ops.gvr
+    shards = make_rows("quantised_33", 2 * ranks, 2 * k, k, dtype=dtype).view(ranks, 2, -1)
+    lengths = torch.tensor([2 * k, k // 2])
+    found = {}
+    for where in ("cpu", device):
+        lists = [ops.topk(shard, k, lengths=lengths, sorted=True) for shard in shards]
+        lists = [(values.to(where), indices.to(where)) for values, indices in lists]
+        packed = [ops.pack_winners(*own, rank=r, world=ranks) for r, own in enumerate(lists)]
+        gathered = torch.stack(packed)
+        merged = ops.merge_winners(gathered, dtype)
+        owners = (merged[1] % ranks).where(merged[1] >= 0, -1)
+        counts = torch.stack([(owners == rank).sum(-1) for rank in range(ranks)])
+        placed = [
+            ops.place_winners(*own, counts, r, rank=r, world=ranks) for r, own in enumerate(lists)
+        ]
+        ordered = ops.order_winners(torch.stack(placed).sum(0, dtype=torch.int32), counts, dtype)
+        parts = ops.own_winners(gathered, *lists[0], 0), ops.keep_winners(*lists[0], counts[0])
+        assert torch.equal(merged[1], ordered[1]) and torch.equal(parts[0][1], parts[1][1])
+        keys = ops.winner_keys(*lists[0])
+        bound, before = ops.count_digits(keys, None, None, 63, 52, 11)
+        digits = ops.count_digits(keys, bound, before, 52, 50, 2)
+        results = (merged, *parts, (keys, before), digits)
+        found[where] = [tensor.cpu() for pair in results for tensor in pair]
+    for expected, got in zip(found["cpu"], found[device], strict=True):
+        assert torch.equal(expected, got), "the device merges otherwise than the CPU"
+
+
 def calls(device: str) -> list[Call]:
     """The whole suite."""
     made = []
@@ -179,6 +208,8 @@ def _surroundings(label: str, device: str) -> list[Call]:
         wide = make_rows("quantised_33", 2, 3500, 700, dtype=dtype)
         for k in (700, 3000):
             made.append(("sort", partial(_check, Case(wide, k, api="out", sorted=True), device)))
+    for ranks, k in ((2, 300), (5, 65)):
+        made.append(("winners", partial(_check_winners, ranks, k, dtype, device)))
     if label == "fp32":
         wide = make_rows("quantised_33", 2, 9001, 8500)
         made.append(("large k", partial(_check, Case(wide, 8500, api="out"), device)))
