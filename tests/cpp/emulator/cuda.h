@@ -112,19 +112,21 @@ T __ldg(const T* at) {
 
 template <class T>
 T atomicAdd(T* at, std::type_identity_t<T> value) {
-  return std::atomic_ref(*at).fetch_add(value);
+  return std::atomic_ref(*at).fetch_add(value, std::memory_order_relaxed);
 }
 template <class T>
 T atomicMax(T* at, std::type_identity_t<T> value) {
-  T old = std::atomic_ref(*at).load();
-  while (old < value && !std::atomic_ref(*at).compare_exchange_weak(old, value)) {
+  T old = std::atomic_ref(*at).load(std::memory_order_relaxed);
+  while (old < value &&
+         !std::atomic_ref(*at).compare_exchange_weak(old, value, std::memory_order_relaxed)) {
   }
   return old;
 }
 template <class T>
 T atomicMin(T* at, std::type_identity_t<T> value) {
-  T old = std::atomic_ref(*at).load();
-  while (value < old && !std::atomic_ref(*at).compare_exchange_weak(old, value)) {
+  T old = std::atomic_ref(*at).load(std::memory_order_relaxed);
+  while (value < old &&
+         !std::atomic_ref(*at).compare_exchange_weak(old, value, std::memory_order_relaxed)) {
   }
   return old;
 }
@@ -173,7 +175,7 @@ T __reduce_max_sync(unsigned, T value) {
 inline void __syncthreads() { emulator::block_barrier(); }
 inline int __syncthreads_or(int predicate) { return emulator::block_sum(predicate != 0) != 0; }
 inline int __syncthreads_count(int predicate) { return emulator::block_sum(predicate != 0); }
-inline void __cluster_barrier_arrive_relaxed() { emulator::cluster_arrive(); }
+inline void __cluster_barrier_arrive_relaxed() { emulator::cluster_arrive(/*relaxed=*/true); }
 
 // The one instruction that the kernels write themselves reads the cluster's index.
 #define asm(...) cluster = emulator::cluster_index()

@@ -23,10 +23,49 @@ namespace gvr::cuda {
 thread_local unsigned char g_shared[emulator::kSharedBytes] __attribute__((aligned(16)));
 }
 
+// With EMULATOR_RACES kernels.cpp is compiled under ThreadSanitizer, which takes every CUDA thread
+// for a thread: it reports two that access the same memory without a barrier between them. This
+// file is not; it tells what orders memory.
+#if defined(EMULATOR_RACES)
+extern "C" {
+void* __tsan_get_current_fiber();
+void* __tsan_create_fiber(unsigned flags);
+void __tsan_destroy_fiber(void* fiber);
+void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+void __tsan_acquire(void* at);
+void __tsan_release(void* at);
+}
+#endif
+
 namespace emulator {
 namespace {
 
 using gvr::cuda::g_shared;
+
+#if defined(EMULATOR_RACES)
+constexpr unsigned kNoOrder = 1;  // a switch of fibers is no synchronisation
+void* observer_new() { return __tsan_create_fiber(0); }
+void observer_delete(void* fiber) { __tsan_destroy_fiber(fiber); }
+void* observer_here() { return __tsan_get_current_fiber(); }
+void observer_switch(void* fiber) { __tsan_switch_to_fiber(fiber, kNoOrder); }
+template <class T>
+void published(T* at) {
+  __tsan_release(at);
+}
+template <class T>
+void observed(T* at) {
+  __tsan_acquire(at);
+}
+#else
+void* observer_new() { return nullptr; }
+void observer_delete(void*) {}
+void* observer_here() { return nullptr; }
+void observer_switch(void*) {}
+template <class T>
+void published(T*) {}
+template <class T>
+void observed(T*) {}
+#endif
 
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr auto kPatience = std::chrono::seconds(30);  // of a block that waits for other blocks
@@ -47,6 +86,7 @@ struct Copy {
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
+  void* observer = nullptr;
   std::vector<Copy> copies;
   Wait wait;
   const char* waits_for = "";
@@ -61,9 +101,21 @@ struct Warp {
   std::atomic<unsigned> turn{0};
 };
 
+// ThreadSanitizer does not see it, as it would a std::mutex, which orders what it guards.
+class SpinLock {
+ public:
+  void lock() {
+    while (taken_.exchange(true)) std::this_thread::yield();
+  }
+  void unlock() { taken_ = false; }
+
+ private:
+  std::atomic<bool> taken_{false};
+};
+
 // What the blocks of a cluster share.
 struct Cluster {
-  std::mutex mutex;
+  SpinLock mutex;
   std::vector<unsigned char*> shared;  // by rank
   std::atomic<int> blocks_ready{0};
   std::atomic<unsigned> phase{0};
@@ -91,6 +143,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   ucontext_t scheduler;
+  void* observer = nullptr;  // of the scheduler
   Fiber* running = nullptr;
   int live;
   int at_barrier = 0;
@@ -109,6 +162,7 @@ struct Block {
   void until(const std::atomic<unsigned>& counter, unsigned value, const char* what) {
     running->wait = {&counter, value};
     running->waits_for = what;
+    observer_switch(observer);
     swapcontext(&running->context, &scheduler);
   }
   void complete_barrier() {
@@ -127,10 +181,14 @@ void run_fiber() {
   self.done = true;
   --block.live;
   if (block.live > 0 && block.at_barrier == block.live) block.complete_barrier();
-  const std::lock_guard lock(block.cluster.mutex);
-  --block.cluster.live;
-  if (!self.arrived || self.cluster_phase != block.cluster.phase) --block.cluster.missing;
-  block.cluster.complete_if_all_here();
+  published(&block.cluster);
+  {
+    const std::lock_guard lock(block.cluster.mutex);
+    --block.cluster.live;
+    if (!self.arrived || self.cluster_phase != block.cluster.phase) --block.cluster.missing;
+    block.cluster.complete_if_all_here();
+  }
+  observer_switch(block.observer);
 }
 
 std::string describe_waiting(const Block& block) {
@@ -164,6 +222,7 @@ void schedule(Block& block, std::mt19937_64& random) {
       fiber.wait = {};
       threadIdx.x = static_cast<unsigned>(t);
       block.running = &fiber;
+      observer_switch(fiber.observer);
       swapcontext(&block.scheduler, &fiber.context);
       progress = true;
     }
@@ -194,11 +253,15 @@ void run_block(const Launch& launch, Cluster& cluster, const std::function<void(
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = &block.scheduler;
     makecontext(&fiber.context, run_fiber, 0);
+    fiber.observer = observer_new();
   }
+  block.observer = observer_here();
   cluster.shared[rank] = g_shared;
   ++cluster.blocks_ready;
   while (cluster.blocks_ready < launch.ctas_per_row) std::this_thread::yield();
   schedule(block, random);
+  observed(&cluster);
+  for (Fiber& fiber : block.fibers) observer_delete(fiber.observer);
   if (!std::equal(behind.begin(), behind.end(), g_shared + launch.shared_bytes)) {
     cluster.fail("block " + std::to_string(rank) + " wrote behind its " +
                  std::to_string(launch.shared_bytes) + " bytes of shared memory");
@@ -230,6 +293,8 @@ const uint64_t* exchange(Operation operation, uint64_t value) {
   Block& block = *t_block;
   Warp& warp = block.warps[threadIdx.x / 32];
   const unsigned turn = warp.turn;
+  // Of all that lanes do together, __syncwarp alone orders memory.
+  if (operation == Operation::kSync) published(&warp);
   uint64_t* values = warp.values[turn & 1u];
   values[threadIdx.x % 32] = value;
   if (warp.arrived == 0) warp.operation = operation;
@@ -240,6 +305,7 @@ const uint64_t* exchange(Operation operation, uint64_t value) {
   } else {
     block.until(warp.turn, turn, "its warp");
   }
+  if (operation == Operation::kSync) observed(&warp);
   return values;
 }
 
@@ -250,16 +316,19 @@ int block_sum(int value) {
   const unsigned turn = block.barrier;
   int& sum = block.sums[turn & 1u];
   sum += value;
+  published(&block.barrier);
   if (++block.at_barrier == block.live) {
     block.complete_barrier();
   } else {
     block.until(block.barrier, turn, "its block");
   }
+  observed(&block.barrier);
   return sum;
 }
 
-void cluster_arrive() {
+void cluster_arrive(bool relaxed) {
   Block& block = *t_block;
+  if (!relaxed) published(&block.cluster);
   const std::lock_guard lock(block.cluster.mutex);
   block.running->arrived = true;
   block.running->cluster_phase = block.cluster.phase;
@@ -275,6 +344,7 @@ void cluster_wait() {
   if (block.cluster.phase == self.cluster_phase) {
     block.until(block.cluster.phase, self.cluster_phase, "its cluster");
   }
+  observed(&block.cluster);
 }
 
 unsigned cluster_index() { return t_block->cluster_index; }

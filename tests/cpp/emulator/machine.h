@@ -36,7 +36,7 @@ const uint64_t* exchange(Operation operation, uint64_t value);
 void block_barrier();
 // Sum over the block of what its threads give.
 int block_sum(int value);
-void cluster_arrive();
+void cluster_arrive(bool relaxed = false);  // relaxed: publishes nothing
 void cluster_wait();
 unsigned cluster_index();
 int cluster_rank();
