@@ -128,9 +128,9 @@ ON_CUDA = [
     Fault(
         "overflow kept to itself",
         f"{PHASES}/refine.cuh",
-        "if (overflowed && static_cast<int>(threadIdx.x) < S::size()) {",
-        "if (overflowed && static_cast<int>(threadIdx.x) < 1) {",
-        "the other CTAs of the row go on with too few survivors",
+        "if (overflowed) scratch.bins[Config::kBins - 1] = kLost;",
+        "if (overflowed) scratch.bins[Config::kBins - 1] = 0;",
+        "the row goes on with too few survivors",
         device="cuda",
     ),
     Fault(
@@ -192,8 +192,8 @@ ON_CUDA = [
     Fault(
         "undershoot accepted on the GPU",
         f"{PHASES}/refine.cuh",
-        "return scratch.crossing.total >= k ?",
-        "return scratch.crossing.total + 8 >= k ?",
+        "return total >= k ?",
+        "return total + 8 >= k ?",
         "a few survivors too few",
         device="cuda",
     ),

@@ -97,7 +97,7 @@ __device__ __forceinline__ int divide_range(DivideScratch& scratch, KeyRange& ra
         find_bin<kThreads>(scratch, scratch.totals, wanted - range.above, /*downwards=*/true);
         for (int b = threadIdx.x; b < kDivideBins; b += kThreads) scratch.totals[b] = 0;
         const int to = static_cast<int>(threadIdx.x);
-        if (to < S::size()) {
+        if (to != 0 && to < S::size()) {  // the leader has its own
           const uint32_t bin = scratch.bin, before = scratch.before;
           *S::remote(&scratch.bin, to) = bin;
           *S::remote(&scratch.before, to) = before;

@@ -54,14 +54,19 @@ __device__ __forceinline__ int side(const Crossing& crossing, const LinearBins& 
   return rank > crossing.high ? 1 : (rank >= crossing.low ? 0 : -1);
 }
 
+// A CTA that lost survivors puts kLost into its best bin, and no score into any: more than a CTA
+// can stage. All CTAs of the row then find kLostTotal.
+inline constexpr uint32_t kLost = 0x8000;
+inline constexpr uint32_t kLostTotal = ~0u;
+
 // scratch.bins of every CTA -> the verdict in scratch.crossing (bin, above, inside, total), and in
 // scratch.bins the output position of this CTA's first entry of each bin. Block-wide; `bins` of
 // this block must be complete (barrier) before. `opening`: the cluster's start is still
-// unconfirmed. `overflowed`: this CTA's, told to the others.
+// unconfirmed.
 template <class S>
 __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merged, uint32_t wanted,
-                                              bool opening, bool overflowed = false) {
-  uint32_t here = 0, earlier = 0;
+                                              bool opening) {
+  uint32_t here = 0, earlier = 0, any = 0;
   const int bin = Config::kBins - 1 - static_cast<int>(threadIdx.x);  // best bin first
   if constexpr (S::kIsCluster) {
     if (opening) S::wait();
@@ -74,20 +79,18 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
     for (int to = threadIdx.x / kVectors; to < S::size(); to += Config::kThreads / kVectors) {
       reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
     }
-    if (overflowed && static_cast<int>(threadIdx.x) < S::size()) {
-      *S::remote(&scratch.overflowed[S::rank()], static_cast<int>(threadIdx.x)) = 1;
-    }
     S::sync();
     if (bin >= 0) {
 #pragma unroll 4
       for (int c = 0; c < S::size(); ++c) {
         const uint32_t count = merged[c][bin];
         here += count;
+        any |= count;
         earlier += c < S::rank() ? count : 0u;
       }
     }
   } else {
-    here = bin >= 0 ? scratch.bins[bin] : 0u;
+    any = here = bin >= 0 ? scratch.bins[bin] : 0u;
   }
   const uint32_t inclusive = warp_inclusive_sum(here);
   constexpr int kBinWarps = Config::kBins / 32;
@@ -107,7 +110,7 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
       scratch.crossing.above = before;
       scratch.crossing.inside = here;
     }
-    if (threadIdx.x == 0) scratch.crossing.total = total;
+    if (threadIdx.x == 0) scratch.crossing.total = (any & kLost) != 0 ? kLostTotal : total;
   }
   __syncthreads();
 }
@@ -258,14 +261,15 @@ __device__ __forceinline__ Merge merge_survivors(Scratch& scratch, Staging stagi
   for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
     atomicAdd(&scratch.bins[bins(Element<kType>::to_float(staging.raw(i)))], 1u);
   }
-  if (threadIdx.x == 0) scratch.crossing.linear = true;
-  __syncthreads();
-  find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening, overflowed);
-  const uint4 told = *reinterpret_cast<const uint4*>(scratch.overflowed);
-  if (overflowed || (S::kIsCluster && (told.x | told.y | told.z | told.w) != 0u)) {
-    return Merge::kOverflow;
+  if (threadIdx.x == 0) {
+    scratch.crossing.linear = true;
+    if (overflowed) scratch.bins[Config::kBins - 1] = kLost;
   }
-  return scratch.crossing.total >= k ? Merge::kEnough : Merge::kFew;
+  __syncthreads();
+  find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening);
+  const uint32_t total = scratch.crossing.total;
+  if (total == kLostTotal) return Merge::kOverflow;
+  return total >= k ? Merge::kEnough : Merge::kFew;
 }
 
 // Forget what is staged, on all CTAs, before the row is read again.

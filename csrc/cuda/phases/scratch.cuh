@@ -51,10 +51,8 @@ struct alignas(16) Scratch {
   RowTask task;
   Guess guess;
   Crossing crossing;
-  uint64_t kth;    // rank key of the K-th staged entry
-  uint32_t count;  // entries staged, or that would have been had there been room
-  // By CTA of the row: it had more survivors than room. Written by that CTA, never taken back.
-  alignas(16) uint8_t overflowed[kMaxCluster];
+  uint64_t kth;          // rank key of the K-th staged entry
+  uint32_t count;        // entries staged, or that would have been had there been room
   uint32_t ranked;       // entries of the crossing range placed so far
   uint32_t survivors;    // entries staged by all CTAs, for telemetry
   uint32_t overflows;    // leader: continuations of all CTAs, for telemetry

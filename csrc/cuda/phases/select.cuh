@@ -21,7 +21,6 @@ __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch)
     scratch.count = 0;
     scratch.ranked = 0;
     scratch.overflows = 0;
-    *reinterpret_cast<uint4*>(scratch.overflowed) = make_uint4(0, 0, 0, 0);
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
   }

@@ -127,6 +127,7 @@ struct Cluster {
     const std::lock_guard lock(mutex);
     if (!failed) error = text;
     failed = true;
+    published(this);
   }
   void complete_if_all_here() {
     if (missing != 0) return;
@@ -285,6 +286,7 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
                           static_cast<unsigned>(row), rank);
     }
     for (std::thread& block : blocks) block.join();
+    observed(&cluster);
     if (cluster.failed) throw std::runtime_error(cluster.error);
   }
 }
