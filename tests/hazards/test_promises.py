@@ -59,6 +59,7 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
     "infinities, NaN of both signs, subnormals": [
         f"{SELECTION}::test_infinities_nans_and_subnormals_are_ordinary",
         f"{SELECTION}::test_special_values_around_k",
+        f"{SELECTION}::test_a_range_that_overflows_makes_no_infinity_a_winner",
         f"{CONTRACT}::test_minus_infinity_is_selected_before_padding",
     ],
     "n around K, lengths of nothing and less": [
@@ -75,6 +76,7 @@ SELECTION_HAZARDS: dict[str, list[str]] = {
         f"{EDGES}::test_every_row_length_where_the_choice_changes",
         f"{EDGES}::test_every_number_of_rows_where_the_choice_changes",
         f"{EDGES}::test_every_k_where_the_choice_changes",
+        f"{EDGES}::test_a_chunk_longer_than_any_row_changes_nothing",
         f"{SELECTION}::test_every_row_length_around_an_edge",
         f"{SELECTION}::test_every_k_around_an_edge",
         f"{SELECTION}::test_every_row_count_around_an_edge",
