@@ -70,8 +70,16 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   const int64_t slice = slice_scores(shape, ctas);
   // Alone on its SM a row is served best by a large block; two small ones overlap better.
   const bool alone = ctas == 1 && rows <= device.sm_count && shape.n >= 2 * kLeastSlice;
-  int32_t threads = alone || slice > most_resident_scores(kSmallBlock) ? kLargeBlock : kSmallBlock;
-  if (tuning.threads > 0) threads = tuning.threads <= kSmallBlock ? kSmallBlock : kLargeBlock;
+  // Many rows compete for issue slots: fewer threads each spend less on what is not per score.
+  const bool crowded = ctas == 1 && rows > 2 * int64_t{device.sm_count};
+  int32_t threads = alone || slice > most_resident_scores(kSmallBlock)     ? kLargeBlock
+                    : crowded && slice <= most_resident_scores(kTinyBlock) ? kTinyBlock
+                                                                           : kSmallBlock;
+  if (tuning.threads > 0) {
+    threads = tuning.threads <= kTinyBlock    ? kTinyBlock
+              : tuning.threads <= kSmallBlock ? kSmallBlock
+                                              : kLargeBlock;
+  }
   return {ctas, threads, slice};
 }
 
@@ -94,7 +102,7 @@ bool resident_fits(const Shape& shape, const ResidentShape& resident, const Devi
 // A second wave of large blocks costs more than reading the row in pieces, and so do large clusters
 // of large blocks, which wait for a free GPC.
 bool resident_pays(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
-  if (resident.threads == kSmallBlock && resident.ctas_per_row == 1) return true;
+  if (resident.threads <= kSmallBlock && resident.ctas_per_row == 1) return true;
   if (resident.threads == kLargeBlock && resident.ctas_per_row > 4) return false;
   return shape.rows * resident.ctas_per_row <= device.sm_count;
 }

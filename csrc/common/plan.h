@@ -55,7 +55,8 @@ struct Plan {
 
 inline constexpr int32_t kMaxCluster = 16;      // non-portable cluster size of sm_90 and later
 inline constexpr int32_t kThreads = 256;        // per CTA of kGvr and kStream
-inline constexpr int32_t kSmallBlock = 512;     // per CTA of kResident
+inline constexpr int32_t kTinyBlock = 256;      // per CTA of kResident, for many short rows
+inline constexpr int32_t kSmallBlock = 512;     // the same, as a rule
 inline constexpr int32_t kLargeBlock = 1024;    // the same for rows that are alone, or long
 inline constexpr int32_t kResidentScores = 32;  // per thread of kResident: bits of a mask
 inline constexpr int32_t kMaxStagedK = 8192;    // a larger K is answered by kRadix

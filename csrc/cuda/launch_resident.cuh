@@ -30,9 +30,11 @@ cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cu
   template <> \
   cudaError_t launch_resident<kType>(const TopKParams& params, const Plan& plan, \
                                      cudaStream_t stream) { \
-    return plan.threads == kSmallBlock \
-               ? launch_resident_block<kType, kSmallBlock>(params, plan, stream) \
-               : launch_resident_block<kType, kLargeBlock>(params, plan, stream); \
+    switch (plan.threads) { \
+      case kTinyBlock: return launch_resident_block<kType, kTinyBlock>(params, plan, stream); \
+      case kSmallBlock: return launch_resident_block<kType, kSmallBlock>(params, plan, stream); \
+      default: return launch_resident_block<kType, kLargeBlock>(params, plan, stream); \
+    } \
   }
 
 }  // namespace gvr::cuda

@@ -214,7 +214,7 @@ struct Call {
 Tuning draw_tuning(Random& random) {
   Tuning tuning;
   tuning.ctas_per_row = 1 << draw(random, 0, kMostClusterBits);
-  tuning.threads = draw(random, 0, 2) ? kSmallBlock : kLargeBlock;
+  tuning.threads = kTinyBlock << draw(random, 0, 2);
   if (draw(random, 0, 2) == 0) tuning.staging = draw(random, 64, 3000);
   if (draw(random, 0, 3) == 0) tuning.rank_capacity = draw(random, 1, 64);
   if (draw(random, 0, 3) == 0) tuning.chunk = 256 << draw(random, 0, 3);

@@ -136,8 +136,8 @@ ON_CUDA = [
     Fault(
         "bins of a range that overflows",
         RESIDENT,
-        "return to > from && scale > 0.0f && scale < 1.0e30f;",
-        "return to > from && scale < 1.0e30f;",
+        "most > least && scale > 0.0f && scale < 1.0e30f && fabsf(least)",
+        "most > least && scale < 1.0e30f && fabsf(least)",
         "-inf times a scale of 0 is NaN, which lies beyond the best bin",
         device="cuda",
     ),
@@ -243,11 +243,11 @@ ON_RESIDENT = [
         test="tests/hazards/test_selection.py::test_exactly_a_buffer_and_one_more",
     ),
     Fault(
-        "resident: the best bin is closed above",
+        "resident: a score of the crossing bin wins unranked",
         RESIDENT,
-        "const int to = bin == kThreads - 1 ? INT32_MAX : from;",
-        "const int to = from;",
-        "NaN and +inf lie beyond the last bin",
+        "winners.edge = place < crossed;",
+        "winners.edge = place <= crossed;",
+        "<= for <",
         device="cuda",
     ),
     Fault(

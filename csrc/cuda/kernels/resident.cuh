@@ -23,8 +23,8 @@ struct ResidentScratch {
   static constexpr int kWarps = kThreads / 32;
   uint64_t ranks[Config::kRankCapacity];  // leader: entries of the crossing bin
   uint32_t rank_raw[Config::kRankCapacity];
-  alignas(16) uint32_t ignored[4];  // the last one counts what no bin admits
-  uint32_t bins[kThreads];          // one bin per thread
+  // One bin per thread, the best first, and one for what no bin admits.
+  alignas(16) uint32_t bins[kThreads + 4];
   uint32_t warp_low[kWarps], warp_high[kWarps];
   uint32_t warp_here[kWarps], warp_earlier[kWarps];
   // Where the K-th score lies: entries in better bins and in its bin, of all CTAs and of the CTAs
@@ -66,6 +66,7 @@ struct ResidentSlice {
   static constexpr int kStride = kThreads * E::kPerVector;  // scores between a thread's vectors
   int first;       // row index of the first vector's first score
   int vectors;     // of this thread
+  int early;       // of them, those that are sent for first; in a cluster
   int edge_index;  // -1: none
   uint32_t edge;
 
@@ -80,10 +81,13 @@ struct ResidentSlice {
     const int mine = static_cast<int>(threadIdx.x);
     first = range.body + mine * E::kPerVector;
     vectors = 0;
-    for (int at = mine; at < range.vectors; at += kThreads) {
-      __pipeline_memcpy_async(&vector(vectors++), data + at, sizeof(uint4));
+    int at = mine;
+    if constexpr (kCluster) {
+      const int rounds = (range.vectors + kThreads - 1) / kThreads;
+      send_until((rounds + 1) / 2 * kThreads, range.vectors, data, at);
+      early = vectors;
     }
-    __pipeline_commit();
+    send_until(range.vectors, range.vectors, data, at);
     edge = E::Traits::kMinusInf;
     edge_index = -1;
     if (mine < range.edge_count()) {
@@ -92,6 +96,17 @@ struct ResidentSlice {
     }
   }
   __device__ __forceinline__ void arrive() const { __pipeline_wait_prior(0); }
+  // The same for the first `early` vectors alone.
+  __device__ __forceinline__ void arrive_early() const { __pipeline_wait_prior(1); }
+
+  __device__ __forceinline__ void send_until(int end, int existing, const uint4* data, int& at) {
+    end = min(end, existing);
+#pragma unroll 1  // rows are short, and instructions must be fetched
+    for (; at < end; at += kThreads) {
+      __pipeline_memcpy_async(&vector(vectors++), data + at, sizeof(uint4));
+    }
+    __pipeline_commit();
+  }
 
   // Row index and score of position b.
   __device__ __forceinline__ int index(int b) const {
@@ -103,42 +118,40 @@ struct ResidentSlice {
   }
 };
 
-// Place of a score on the bins' scale, as the bits of 2^23 + 1 + bin: one fused multiply-add rounds
-// to the bin, and integer compares do the rest. Monotone in the score; NaN and +inf lie beyond the
-// best bin, which is open above; -inf and whatever is under the bound lie before the first.
+// Place of a score on the bins' scale, as the bits of 2 + bin * 2^-22: 0 is the best bin, kThreads
+// is refused. Two fused operations, the first of which clamps to [0, 1] in the same breath and
+// turns NaN into 0, which is the best. Monotone in the score; the best bin is open above, and -inf
+// and whatever is under the bound is refused.
 struct ResidentBins {
-  static constexpr int kOrigin = 0x4B000000;  // bits of 2^23
-  float scale, offset;
-  bool usable;  // floats can divide the range
+  static constexpr int kOrigin = 0x40000000;  // bits of 2; four times this is 0 in an address
+  float slope, offset;                        // of the way from the best bin, in units of all bins
+  bool usable;                                // floats can divide the range
 
-  // A range so wide that the scale is 0 would turn infinities into NaN, which are the best of all.
-  static __device__ __forceinline__ bool divides(float from, float to, float scale) {
-    return to > from && scale > 0.0f && scale < 1.0e30f;
-  }
-
-  __device__ __forceinline__ int place(float x) const {
-    return __float_as_int(fmaf(x, scale, offset));
-  }
-  static constexpr __device__ __forceinline__ int place_of_bin(int bin) {
-    return kOrigin + 1 + bin;
-  }
-  // -1: refused, and counted in front of the first bin.
+  // `least` lies in the last bin, `most` a number of bins before its end.
   template <int kThreads>
-  __device__ __forceinline__ int bin(float x) const {
-    return min(max(place(x), kOrigin), place_of_bin(kThreads - 1)) - place_of_bin(0);
+  static __device__ __forceinline__ ResidentBins between(float least, float most,
+                                                         float bins_apart) {
+    constexpr float kLast = 1.0f - 1.0f / kThreads;
+    const float scale = __fdividef(bins_apart / kThreads, most - least);
+    // A range so wide that the scale is 0 would turn infinities into NaN, the best of all.
+    const bool usable = most > least && scale > 0.0f && scale < 1.0e30f && fabsf(least) < 1.0e30f;
+    return {-scale, fmaf(least, scale, kLast), usable};
   }
-  // Bins that divide one bin, and a little around it; the last one is open above as ever. What lies
-  // beyond the last bin is spread over as wide a range again.
+  template <int kThreads>
+  __device__ __forceinline__ int place(float x) const {
+    const float way = __saturatef(fmaf(x, slope, offset));
+    return __float_as_int(fmaf(way, kThreads * 0x1p-22f, 2.0f));
+  }
+  // Bins that divide one bin, and a little around it. What lies beyond the best bin is spread over
+  // as wide a range again as all bins cover.
   template <int kThreads>
   __device__ __forceinline__ ResidentBins finer(int bin) const {
-    const float middle = __int_as_float(place_of_bin(bin)) - offset;
-    const float width = bin == kThreads - 1 ? static_cast<float>(kThreads) : 0.52f;
-    const float from = __fdividef(middle - 0.52f, scale), to = __fdividef(middle + width, scale);
-    ResidentBins bins;
-    bins.scale = __fdividef(static_cast<float>(kThreads - 2), to - from);
-    bins.offset = fmaf(-from, bins.scale, __int_as_float(place_of_bin(0)));
-    bins.usable = divides(from, to, bins.scale);
-    return bins;
+    constexpr float kBin = 1.0f / kThreads;
+    const float middle = static_cast<float>(bin) * kBin;
+    const float before = bin == 0 ? 1.0f : 0.52f * kBin;
+    const float least = __fdividef(middle + 0.52f * kBin - offset, slope);
+    const float most = __fdividef(middle - before - offset, slope);
+    return between<kThreads>(least, most, kThreads - 2);
   }
 };
 
@@ -146,18 +159,16 @@ struct ResidentBins {
 // of the row: the least of what the higher warp of each pair says, which single warps whose samples
 // come from an unusual part of the row do not move. Larger groups give a higher bound, and fewer
 // entries in the histogram: the largest group is taken for which a warp's bound seldom exceeds the
-// score that a share `wanted` of the row reaches.
-__device__ __forceinline__ int bound_group(float wanted) {
-  constexpr float kSeldom = 0.25f;  // then each of 8 pairs exceeds it once in 700 rows
-  int group = 1;
-  float none = 1.0f - wanted;  // probability that no sample of a group reaches that score
-  for (int g = 2; g <= 32; g *= 2) {
-    none *= none;
-    float exceeds = 1.0f - none;
-    for (int groups = 32 / g; groups > 1; groups /= 2) exceeds *= exceeds;
-    if (exceeds > kSeldom) break;
-    group = g;
-  }
+// score that a share `wanted` of the row reaches. It does where each of its 32 / g groups has such
+// a sample: with probability (1 - (1 - wanted)^g)^(32 / g), which is a quarter at the shares below.
+// Then each of 8 pairs exceeds it once in 700 rows.
+__device__ __forceinline__ int bound_group(float k, float n) {
+  int group = 32;
+  if (k > 0.00895f * n) group = 16;
+  if (k > 0.0424f * n) group = 8;
+  if (k > 0.142f * n) group = 4;
+  if (k > 0.368f * n) group = 2;
+  if (k > 0.711f * n) group = 1;
   return group;
 }
 
@@ -165,8 +176,9 @@ __device__ __forceinline__ int bound_group(float wanted) {
 // holds: then the K-th score may well exceed all of it. Block-wide, one barrier.
 template <int kThreads>
 __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>& scratch,
-                                                      uint32_t sampled, int group, float wanted) {
+                                                      uint32_t sampled, float k, float n) {
   constexpr int kWarps = kThreads / 32;
+  const int group = bound_group(k, n);
   uint32_t best = sampled;
   for (int d = 1; d < group; d *= 2) best = max(best, __shfl_xor_sync(~0u, best, d));
   // Scores without a finite distance say nothing about the bins.
@@ -181,20 +193,15 @@ __device__ __forceinline__ ResidentBins resident_bins(ResidentScratch<kThreads>&
   const uint32_t pair = max(scratch.warp_low[warp], scratch.warp_low[warp ^ 1]);
   const float from = key_to_float(__reduce_min_sync(~0u, pair));
   const float most = key_to_float(__reduce_max_sync(~0u, scratch.warp_high[warp]));
-  const float margin = wanted * static_cast<float>(kThreads) < 8.0f ? 2.0f : 0.5f;
-  const float to = most + margin * (most - from);
-  ResidentBins bins;
-  bins.scale = __fdividef(static_cast<float>(kThreads), to - from);
-  bins.offset = fmaf(-from, bins.scale, __int_as_float(ResidentBins::place_of_bin(0)));
-  bins.usable = ResidentBins::divides(from, to, bins.scale) && fabsf(from) < 1.0e30f;
-  return bins;
+  const float margin = k * static_cast<float>(kThreads) < 8.0f * n ? 2.0f : 0.5f;
+  return ResidentBins::between<kThreads>(from, most + margin * (most - from), kThreads);
 }
 
 // This CTA's bins -> scratch.bin and its companions. Block-wide; the bins must be complete.
 template <class S, int kThreads>
 __device__ __forceinline__ void merge_bins(ResidentScratch<kThreads>& scratch, uint32_t wanted) {
   constexpr int kWarps = kThreads / 32;
-  const int bin = kThreads - 1 - static_cast<int>(threadIdx.x);  // best bin first
+  const int bin = static_cast<int>(threadIdx.x);
   uint32_t here = 0, earlier = 0;
   if constexpr (S::kIsCluster) {
     S::wait();  // everybody has started
@@ -244,21 +251,34 @@ __device__ __forceinline__ void merge_bins(ResidentScratch<kThreads>& scratch, u
   __syncthreads();
 }
 
-// This thread's scores into the bins.
+// One score into the bins.
+template <class E, int kThreads>
+__device__ __forceinline__ void count_score(ResidentScratch<kThreads>& scratch,
+                                            const ResidentBins& bins, uint32_t raw) {
+  const int place = bins.template place<kThreads>(E::to_float(raw));
+  atomicAdd(&scratch.bins[place - ResidentBins::kOrigin], 1u);
+}
+
+// This thread's vectors [from, to) into the bins.
+template <class Slice, int kThreads>
+__device__ __forceinline__ void count_vectors(ResidentScratch<kThreads>& scratch,
+                                              const Slice& slice, const ResidentBins& bins,
+                                              int from, int to) {
+  using E = typename Slice::E;
+#pragma unroll 2
+  for (int u = from; u < to; ++u) {
+    const uint4 v = slice.vector(u);
+#pragma unroll
+    for (int j = 0; j < E::kPerVector; ++j) count_score<E>(scratch, bins, E::pick(v, j));
+  }
+}
+
+// All of this thread's scores into the bins.
 template <class Slice, int kThreads>
 __device__ __forceinline__ void count_slice(ResidentScratch<kThreads>& scratch, const Slice& slice,
                                             const ResidentBins& bins) {
-  using E = typename Slice::E;
-  const auto count = [&](uint32_t raw) {
-    atomicAdd(&scratch.bins[bins.template bin<kThreads>(E::to_float(raw))], 1u);
-  };
-#pragma unroll 2
-  for (int u = 0; u < slice.vectors; ++u) {
-    const uint4 v = slice.vector(u);
-#pragma unroll
-    for (int j = 0; j < E::kPerVector; ++j) count(E::pick(v, j));
-  }
-  if (slice.edge_index >= 0) count(slice.edge);
+  count_vectors(scratch, slice, bins, 0, slice.vectors);
+  if (slice.edge_index >= 0) count_score<typename Slice::E>(scratch, bins, slice.edge);
 }
 
 // The key that all samples in the crossing bin have, 0 where they differ or are few: every CTA has
@@ -302,7 +322,8 @@ __device__ __noinline__ ResidentBins count_finer(const Slice slice, const Reside
   return finer;
 }
 
-// A thread's scores that share a fate: a bit for every position, and the score outside them.
+// A thread's scores that share a fate: from the highest bit on, one for every position; and the
+// score outside them.
 struct Chosen {
   uint32_t mask;
   bool edge;
@@ -312,29 +333,13 @@ struct Chosen {
 // take(raw, index) for every chosen score.
 template <class Slice, class Take>
 __device__ __forceinline__ void for_each_chosen(const Slice& slice, Chosen chosen, Take take) {
-  for (uint32_t left = chosen.mask; left != 0; left &= left - 1) {
-    const int b = __ffs(static_cast<int>(left)) - 1;
+#pragma unroll 1
+  for (uint32_t left = chosen.mask; left != 0;) {
+    const int b = __clz(static_cast<int>(left));
+    left &= 0x7FFFFFFFu >> b;  // what lies before is gone already
     take(slice.raw(b), slice.index(b));
   }
   if (chosen.edge) take(slice.edge, slice.edge_index);
-}
-
-// A store and an addition for every score, without a branch: put(position, raw, index).
-template <class Slice, bool kRaw, class Put>
-__device__ __forceinline__ void place(const Slice& slice, Chosen winners, Put put) {
-  uint32_t at = 0;
-  int first = slice.first, u = 0;
-#pragma unroll 1
-  for (uint32_t left = winners.mask; left != 0; left >>= Slice::E::kPerVector) {
-    uint4 v;
-    if constexpr (kRaw) v = slice.vector(u++);
-#pragma unroll
-    for (int j = 0; j < Slice::E::kPerVector; ++j) {
-      if (left >> j & 1u) put(at++, kRaw ? Slice::E::pick(v, j) : 0u, first + j);
-    }
-    first += Slice::kStride;
-  }
-  if (winners.edge) put(at, slice.edge, slice.edge_index);
 }
 
 // Values, or hints of which the state keeps a part. By value: references would keep all of it in
@@ -344,17 +349,16 @@ __device__ __noinline__ void place_values(const RowOutput<kType> output, uint32_
                                           const Slice slice, const Chosen winners) {
   using Storage = typename Element<kType>::Storage;
   if (output.entry == nullptr) {
-    int32_t* const indices = output.indices + position;
-    Storage* const values = output.values + position;
-    place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
-      indices[at] = index;
-      values[at] = static_cast<Storage>(raw);
+    int32_t* indices = output.indices + position;
+    Storage* values = output.values + position;
+    for_each_chosen(slice, winners, [&](uint32_t raw, int index) {
+      *indices++ = index;
+      *values++ = static_cast<Storage>(raw);
     });
     return;
   }
-  place<Slice, true>(slice, winners, [&](uint32_t at, uint32_t raw, int index) {
-    output.put(position + at, raw, index);
-  });
+  for_each_chosen(slice, winners,
+                  [&](uint32_t raw, int index) { output.put(position++, raw, index); });
 }
 
 // The leader's end: every warp places entries of the crossing bin, its lanes compare.
@@ -390,27 +394,27 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   using E = Element<kType>;
   auto& scratch = resident_scratch<kThreads>();
   const int64_t row_index = S::row();
-  const int bin = scratch.bin;
-  const int from = ResidentBins::place_of_bin(bin);
-  const int to = bin == kThreads - 1 ? INT32_MAX : from;  // the best bin is open above
+  const int crossed = ResidentBins::kOrigin + scratch.bin;
   Chosen winners{0, false}, crossing{0, false};
+  uint32_t reached = 0;
 #pragma unroll 2
   for (int u = 0; u < slice.vectors; ++u) {
     const uint4 v = slice.vector(u);
-    uint32_t reach = 0, exceed = 0;
 #pragma unroll
     for (int j = 0; j < E::kPerVector; ++j) {
-      const int place = bins.place(E::to_float(E::pick(v, j)));
-      if (place >= from) reach |= 1u << j;
-      if (place > to) exceed |= 1u << j;
+      const int beyond = bins.template place<kThreads>(E::to_float(E::pick(v, j))) - crossed;
+      // A bit each, shifted in: the sign of a difference.
+      winners.mask = __funnelshift_l(static_cast<uint32_t>(beyond), winners.mask, 1);
+      reached = __funnelshift_l(static_cast<uint32_t>(beyond - 1), reached, 1);
     }
-    crossing.mask |= (reach ^ exceed) << (u * E::kPerVector);
-    winners.mask |= exceed << (u * E::kPerVector);
   }
+  const int unused = 32 - slice.vectors * E::kPerVector;  // 32: the masks are 0
+  crossing.mask = (reached ^ winners.mask) << (unused & 31);
+  winners.mask <<= unused & 31;
   if (slice.edge_index >= 0) {
-    const int place = bins.place(E::to_float(slice.edge));
-    winners.edge = place > to;
-    crossing.edge = place >= from && place <= to;
+    const int place = bins.template place<kThreads>(E::to_float(slice.edge));
+    winners.edge = place < crossed;
+    crossing.edge = place == crossed;
   }
   if (crossing.count() != 0) {
     uint64_t* ranks = S::remote(scratch.ranks, 0) + scratch.inside_earlier;
@@ -430,15 +434,14 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   uint32_t position = 0;
   if (lane_id() == 31 && through != 0) position = atomicAdd(&scratch.emitted, through);
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier + through - mine;
-  int32_t* const indices = output.indices + position;
+  int32_t* indices = output.indices + position;
   if (!kMore || (output.values == nullptr && output.entry == nullptr)) {
-    place<Slice, false>(slice, winners,
-                        [&](uint32_t at, uint32_t, int index) { indices[at] = index; });
+    for_each_chosen(slice, winners, [&](uint32_t, int index) { *indices++ = index; });
   } else if (output.values == nullptr && p.hint_step == 0) {  // the state keeps every winner
-    int32_t* const hints = output.entry + kStateHeader + position;
-    place<Slice, false>(slice, winners, [&](uint32_t at, uint32_t, int index) {
-      indices[at] = index;
-      hints[at] = index;
+    int32_t* hints = output.entry + kStateHeader + position;
+    for_each_chosen(slice, winners, [&](uint32_t, int index) {
+      *indices++ = index;
+      *hints++ = index;
     });
   } else {
     place_values<kType>(output, position, slice, winners);
@@ -474,8 +477,9 @@ __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry, co
   if (!bins.usable) {
     candidate = tie_in_bin<kThreads>(E::key(sampled), exists);
   } else if (scratch.bin >= 0 && scratch.capacity != 0) {
-    const int bin = bins.template bin<kThreads>(E::to_float(sampled));
-    candidate = tie_in_bin<kThreads>(E::key(sampled), exists && bin == scratch.bin);
+    const int place = bins.template place<kThreads>(E::to_float(sampled));
+    const bool inside = exists && place - ResidentBins::kOrigin == scratch.bin;
+    candidate = tie_in_bin<kThreads>(E::key(sampled), inside);
     if (candidate == 0) {
       const ResidentBins finer = count_finer<S, Slice, kThreads>(slice, bins, p.k);
       if (scratch.bin >= 0 && scratch.inside <= scratch.capacity) {
@@ -518,7 +522,6 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   S::announce();  // completed before the first store into another CTA
   using Slice = ResidentSlice<kType, kThreads, kCluster>;
   Slice slice;
-  slice.send(task.row, task.begin, task.end);
   uint32_t sampled = E::Traits::kMinusInf;
   if constexpr (kCluster) {
     // Lane by lane through the row, so that every warp's sample spans it.
@@ -527,16 +530,25 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
     sampled = E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
   }
+  slice.send(task.row, task.begin, task.end);
   int32_t* entry = wants_entry ? begin_entry(p, task.row_index, kThreads) : nullptr;
-  const float wanted = __fdividef(static_cast<float>(k), static_cast<float>(n));
-  const int group = bound_group(wanted);
-  slice.arrive();
   if constexpr (!kCluster) {
-    if (slice.vectors > 0) sampled = slice.raw(warp_id() % slice.vectors * E::kPerVector);
+    slice.arrive();
+    // The warps' samples spread over the vectors.
+    const int u = warp_id() * slice.vectors / (kThreads / 32);
+    if (slice.vectors > 0) sampled = slice.raw(u * E::kPerVector);
   }
-  const ResidentBins bins = resident_bins<kThreads>(scratch, E::key(sampled), group, wanted);
-
-  count_slice(scratch, slice, bins);
+  const ResidentBins bins = resident_bins<kThreads>(scratch, E::key(sampled), static_cast<float>(k),
+                                                    static_cast<float>(n));
+  if constexpr (kCluster) {
+    slice.arrive_early();
+    count_vectors(scratch, slice, bins, 0, slice.early);
+    slice.arrive();
+    count_vectors(scratch, slice, bins, slice.early, slice.vectors);
+    if (slice.edge_index >= 0) count_score<E>(scratch, bins, slice.edge);
+  } else {
+    count_slice(scratch, slice, bins);
+  }
   // Infinities times zero would be numbers of their own. All CTAs of the row agree on that.
   if (!bins.usable && threadIdx.x == 0) scratch.capacity = 0;
   __syncthreads();

@@ -29,14 +29,19 @@ __device__ __forceinline__ RowWindow find_window(const TopKParams& p, int64_t ro
 // The row of this CTA, and its slice in steps of 64 scores, so that vector loads stay aligned.
 template <ScoreType kType, class S>
 __device__ __forceinline__ RowTask make_task(const TopKParams& p) {
-  const auto parts = static_cast<uint32_t>(S::size());
-  const int shift = 31 - __clz(parts);  // clusters are powers of two
   RowTask task;
   task.row_index = S::row();
   task.row = static_cast<const typename Element<kType>::Storage*>(p.scores) +
              task.row_index * p.score_stride;
   task.window = find_window(p, task.row_index);
+  if constexpr (!S::kIsCluster) {
+    task.begin = task.window.begin;
+    task.end = task.window.end;
+    return task;
+  }
   const auto n = static_cast<uint32_t>(task.window.size());
+  const auto parts = static_cast<uint32_t>(S::size());
+  const int shift = 31 - __clz(parts);  // clusters are powers of two
   const uint32_t step = (((n + parts - 1) >> shift) + 63u) & ~63u;
   const auto begin = static_cast<uint32_t>(min(uint64_t{n}, uint64_t{step} * S::rank()));
   task.begin = task.window.begin + static_cast<int>(begin);

@@ -39,7 +39,9 @@ void run_resident(const TopKParams& params, const Plan& plan, Launch launch) {
 template <ScoreType kType, bool kCluster>
 void run_family(const TopKParams& params, const Plan& plan, Launch launch) {
   if (plan.family == gvr::Algorithm::kResident) {
-    if (plan.threads == gvr::kSmallBlock) {
+    if (plan.threads == gvr::kTinyBlock) {
+      run_resident<kType, kCluster, gvr::kTinyBlock>(params, plan, launch);
+    } else if (plan.threads == gvr::kSmallBlock) {
       run_resident<kType, kCluster, gvr::kSmallBlock>(params, plan, launch);
     } else {
       run_resident<kType, kCluster, gvr::kLargeBlock>(params, plan, launch);

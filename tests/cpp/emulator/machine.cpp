@@ -81,6 +81,7 @@ struct Copy {
   void* to;
   const void* from;
   size_t bytes;
+  int group;
 };
 
 struct Fiber {
@@ -88,6 +89,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   void* observer = nullptr;
   std::vector<Copy> copies;
+  int copy_group = 0;  // of the next copy
   Wait wait;
   const char* waits_for = "";
   unsigned cluster_phase = 0;  // at its arrival
@@ -359,12 +361,19 @@ void* map_shared(void* local, int rank) {
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {
-  t_block->running->copies.push_back({to, from, bytes});
+  Fiber& self = *t_block->running;
+  self.copies.push_back({to, from, bytes, self.copy_group});
 }
 
-void wait_for_copies() {
-  for (const Copy& copy : t_block->running->copies) std::memcpy(copy.to, copy.from, copy.bytes);
-  t_block->running->copies.clear();
+void end_copy_group() { ++t_block->running->copy_group; }
+
+void wait_for_copies(int groups) {
+  Fiber& self = *t_block->running;
+  std::erase_if(self.copies, [&](const Copy& copy) {
+    if (copy.group >= self.copy_group - groups) return false;
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    return true;
+  });
 }
 
 }  // namespace emulator

@@ -43,8 +43,9 @@ int cluster_rank();
 int cluster_size();
 // The same object in the shared memory of another block of the cluster.
 void* map_shared(void* local, int rank);
-// A copy that is made when the thread waits for it.
+// A copy that is made when the thread waits for it: for all but the last `groups` groups.
 void copy_later(void* to, const void* from, size_t bytes);
-void wait_for_copies();
+void end_copy_group();
+void wait_for_copies(int groups);
 
 }  // namespace emulator
