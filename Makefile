@@ -6,7 +6,7 @@
 # make figures        rewrite the numbers and plots of the documentation from benchmarks/results
 # make distribution   sdist and wheel into an empty environment, CPU only
 # make test-transformers   the adapter with the oldest and the newest transformers it is tested with
-# make sanitize       the C++ tests with address and undefined-behaviour checks
+# make sanitize       the C++ tests with address, undefined-behaviour and race checks
 # make mutation       put small faults into the CPU kernels; every one must be noticed
 # make cuda-compile   compile every .cu for every supported architecture; needs nvcc, no GPU
 # make format lint    as pre-commit does

@@ -316,6 +316,85 @@ TEST_CASE("A chunk longer than any row changes nothing") {
   run_call(call, plan, 3);
 }
 
+TEST_CASE("Lists of several ranks merge as a sort of all") {
+  Random random(13);
+  for (const int world : {1, 2, 3, 6}) {
+    for (const int k : {1, 33, 200}) {
+      constexpr int kRows = 2;
+      const size_t row_size = static_cast<size_t>(kRows) * k;
+      std::vector<int32_t> messages;  // [world, rows, 2, k]
+      std::vector<std::vector<uint64_t>> all(kRows), own(kRows);
+      const int rank = draw(random, 0, world - 1);
+      std::vector<uint32_t> own_bits(row_size);
+      std::vector<int32_t> own_local(row_size, -1);
+      for (int list = 0; list < world; ++list) {
+        std::vector<uint32_t> bits(row_size, float_bits(-kInf));
+        std::vector<int32_t> local(row_size, -1), message(2 * row_size, kSentinel);
+        for (int row = 0; row < kRows; ++row) {
+          const int count = draw(random, 0, 2) == 0 ? draw(random, 0, k) : k;
+          std::vector<std::pair<uint64_t, uint32_t>> entries;
+          for (int i = 0; i < count; ++i) {  // few values, infinities, NaN, both zeros
+            const float few[] = {0.0f, -0.0f, 1.0f, -2.5f, kInf, -kInf, NAN};
+            const uint32_t raw = float_bits(few[draw(random, 0, 6)]);
+            entries.emplace_back(rank_key(ordered_key(raw), i), raw);
+          }
+          std::sort(entries.begin(), entries.end(), std::greater<>());
+          for (int i = 0; i < count; ++i) {
+            bits[row * k + i] = entries[i].second;
+            local[row * k + i] = rank_key_index(entries[i].first);
+            all[row].push_back(
+                rank_key(rank_key_score(entries[i].first), local[row * k + i] * world + list));
+          }
+        }
+        PackParams pack;
+        pack.values = bits.data();
+        pack.indices = local.data();
+        pack.rows = kRows;
+        pack.k = k;
+        pack.placement = {.rank = list, .world = world};  // dealt out in turn
+        pack.message = message.data();
+        emulator::run_pack(pack, random());
+        messages.insert(messages.end(), message.begin(), message.end());
+        if (list == rank) own_bits = bits, own_local = local;
+      }
+      std::vector<uint32_t> values(row_size), kept(row_size);
+      std::vector<int32_t> indices(row_size), mine(row_size);
+      MergeParams merge;
+      merge.lists = messages.data();
+      merge.list_stride = static_cast<int64_t>(2 * row_size);
+      merge.rows = kRows;
+      merge.k = k;
+      merge.world = world;
+      merge.values = values.data();
+      merge.indices = indices.data();
+      emulator::run_merge(merge, random());
+      merge.values = kept.data();
+      merge.indices = mine.data();
+      merge.own_values = own_bits.data();
+      merge.own_indices = own_local.data();
+      merge.own = rank;
+      emulator::run_merge(merge, random());
+      for (int row = 0; row < kRows; ++row) {
+        std::sort(all[row].begin(), all[row].end(), std::greater<>());
+        all[row].resize(std::min(all[row].size(), static_cast<size_t>(k)));
+        std::vector<int32_t> expected, expected_own;
+        for (const uint64_t key : all[row]) {
+          expected.push_back(rank_key_index(key));
+          if (expected.back() % world == rank) expected_own.push_back(expected.back() / world);
+        }
+        expected.resize(k, -1);
+        expected_own.resize(k, -1);
+        INFO("world " << world << ", k " << k << ", rank " << rank);
+        REQUIRE(std::equal(expected.begin(), expected.end(), &indices[row * k]));
+        REQUIRE(std::equal(expected_own.begin(), expected_own.end(), &mine[row * k]));
+        for (size_t i = 0; i < all[row].size(); ++i) {
+          REQUIRE(ordered_key(values[row * k + i]) == rank_key_score(all[row][i]));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("The emulator sees threads that do not meet") {
   const auto run = [](int threads, int ctas, const std::function<void()>& kernel) {
     emulator::run({1, ctas, threads, 0, 1}, kernel);

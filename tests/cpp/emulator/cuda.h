@@ -28,7 +28,7 @@ namespace emulator {
 inline constexpr size_t kSharedBytes = 227 * 1024;
 
 struct Dim3 {
-  unsigned x = 0;
+  unsigned x = 0, y = 0;
 };
 
 template <class T>
@@ -153,6 +153,9 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   return bits;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) {
+  return __ballot_sync(mask, predicate) == ~0u;
+}
 inline unsigned __match_any_sync(unsigned, unsigned value) {
   const uint64_t* all = emulator::exchange(emulator::Operation::kMatch, value);
   unsigned bits = 0;

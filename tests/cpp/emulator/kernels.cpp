@@ -5,6 +5,7 @@
 #include "cuda/kernels/radix.cuh"
 #include "cuda/kernels/resident.cuh"
 #include "cuda/kernels/stream.cuh"
+#include "cuda/kernels/winners.cuh"
 
 namespace emulator {
 namespace {
@@ -87,6 +88,34 @@ void run_kernel(const TopKParams& params, const Plan& plan, uint64_t seed) {
     case ScoreType::kBFloat16: return run_typed<ScoreType::kBFloat16>(params, plan, launch);
     case ScoreType::kFloat16: return run_typed<ScoreType::kFloat16>(params, plan, launch);
   }
+}
+
+void run_merge(const gvr::MergeParams& params, uint64_t seed) {
+  Launch launch;
+  launch.threads = gvr::cuda::kListThreads;
+  launch.rows = static_cast<int>(params.rows * gvr::cuda::list_blocks(params.k));
+  launch.seed = seed;
+  constexpr ScoreType kType = ScoreType::kFloat32;
+  const bool own = params.own_values != nullptr;
+  for (launch.layer = 0; launch.layer < (own ? 1 : params.world); ++launch.layer) {
+    run(launch, [&] {
+      if (own) {
+        gvr::cuda::merge_kernel<kType, 4, true>(params);
+      } else if (params.world <= 2) {
+        gvr::cuda::merge_kernel<kType, 1, false>(params);
+      } else {
+        gvr::cuda::merge_kernel<kType, 4, false>(params);
+      }
+    });
+  }
+}
+
+void run_pack(const gvr::PackParams& params, uint64_t seed) {
+  Launch launch;
+  launch.threads = gvr::cuda::kListThreads;
+  launch.rows = static_cast<int>(params.rows * gvr::cuda::list_blocks(params.k));
+  launch.seed = seed;
+  run(launch, [&] { gvr::cuda::pack_kernel<ScoreType::kFloat32>(params); });
 }
 
 }  // namespace emulator

@@ -245,6 +245,7 @@ void run_block(const Launch& launch, Cluster& cluster, const std::function<void(
   Block block(cluster, kernel, index, rank, launch.threads);
   t_block = &block;
   blockIdx.x = index * static_cast<unsigned>(launch.ctas_per_row) + static_cast<unsigned>(rank);
+  blockIdx.y = static_cast<unsigned>(launch.layer);
   blockDim.x = static_cast<unsigned>(launch.threads);
   std::mt19937_64 random(launch.seed * 1000003u + blockIdx.x);
   for (auto& byte : g_shared) byte = static_cast<unsigned char>(random());

@@ -19,6 +19,7 @@ namespace emulator {
 struct Launch {
   int rows = 1;  // clusters, or blocks where ctas_per_row is 1
   int ctas_per_row = 1;
+  int layer = 0;            // blockIdx.y of all blocks
   int threads = 32;         // of a block
   size_t shared_bytes = 0;  // dynamic shared memory that the launch asks for
   uint64_t seed = 1;        // order of threads, and what shared memory holds at first
