@@ -397,7 +397,7 @@ TEST_CASE("Lists of several ranks merge as a sort of all") {
 
 TEST_CASE("The emulator sees threads that do not meet") {
   const auto run = [](int threads, int ctas, const std::function<void()>& kernel) {
-    emulator::run({1, ctas, threads, 0, 1}, kernel);
+    emulator::run({.ctas_per_row = ctas, .threads = threads}, kernel);
   };
   thread_local int rank = 0;
   REQUIRE_NOTHROW(run(64, 2, [] {
