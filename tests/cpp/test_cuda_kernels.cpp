@@ -100,12 +100,15 @@ struct Call {
   int rows = 1, n = 0, k = 0, first = 0;
   std::vector<std::vector<uint32_t>> raw;
   std::vector<unsigned char> scores;
-  std::vector<int32_t> lengths, starts, hint, indices, stats, state, kv;
+  std::vector<int32_t> lengths, starts, hint, indices, stats, state, state_before, kv;
   std::vector<unsigned char> values;
   bool wants_values = false, wants_stats = false, wants_state = false, wants_places = false;
-  bool has_windows = false, has_hint = false;
+  bool has_windows = false, has_hint = false, narrow = false;
   Tuning tuning;
 
+  // A state may hold fewer hints than there are winners.
+  int32_t stored() const { return narrow ? (k + 2) / 3 : k; }
+  size_t entry_size() const { return kStateHeader + static_cast<size_t>(stored()); }
   size_t bytes() const { return dtype == ScoreType::kFloat32 ? 4 : 2; }
 
   void fill(const std::string& kind, Random& random) {
@@ -158,16 +161,19 @@ struct Call {
       p.hint_stride = k;
     }
     if (wants_state) {
-      const size_t width = kStateHeader + static_cast<size_t>(k);
-      state.assign(rows * width, 0);
+      const int32_t hints = stored();
+      state.assign(rows * entry_size() + kGuard, kSentinel);
+      std::fill_n(state.begin(), rows * entry_size(), 0);
       for (int r = 0; r < rows && has_hint; ++r) {
-        state[r * width + kStateCount] = k;
-        std::copy_n(&hint[static_cast<size_t>(r) * k], k, &state[r * width + kStateHeader]);
+        state[r * entry_size() + kStateCount] = hints;
+        std::copy_n(&hint[static_cast<size_t>(r) * k], hints,
+                    &state[r * entry_size() + kStateHeader]);
       }
       p.state = state.data();
       p.state_slots = rows;
-      p.state_hints = k;
-      p.hint_step = make_hint_step(k, k);
+      p.state_hints = hints;
+      p.hint_step = make_hint_step(hints, k);
+      state_before = state;
     }
     return p;
   }
@@ -190,12 +196,18 @@ struct Call {
     std::vector<int32_t> winners = expected(p, row);
     const size_t at = static_cast<size_t>(row) * k, count = winners.size();
     std::vector<int32_t> given(&indices[at], &indices[at] + k);
-    std::vector<int32_t> hints;
-    if (wants_state && count > 0) {
-      const int32_t* entry = &state[row * (kStateHeader + static_cast<size_t>(k))];
-      REQUIRE(entry[kStateCount] == static_cast<int32_t>(count));
-      hints.assign(entry + kStateHeader, entry + kStateHeader + count);
-      std::sort(hints.begin(), hints.end());
+    if (wants_state) {
+      const int32_t* entry = &state[row * entry_size()];
+      const int32_t* before = &state_before[row * entry_size()];
+      if (count == 0) {  // a row without scores leaves its entry alone
+        REQUIRE(std::equal(entry, entry + entry_size(), before));
+      } else {
+        REQUIRE(entry[kStateCount] == hint_count(p, static_cast<int32_t>(count)));
+      }
+      for (uint32_t i = 0; i < count; ++i) {
+        const int32_t hint_place = hint_at(p, i);
+        if (hint_place >= 0) REQUIRE(entry[kStateHeader + hint_place] == given[i]);
+      }
     }
     for (size_t i = 0; i < static_cast<size_t>(k) && wants_values; ++i) {
       uint32_t value = 0;
@@ -205,7 +217,6 @@ struct Call {
     if (wants_places) REQUIRE(std::equal(given.begin(), given.end(), &kv[at]));
     std::sort(given.begin(), given.begin() + count);
     std::sort(winners.begin(), winners.end());
-    if (wants_state && count > 0) REQUIRE(hints == winners);
     winners.resize(k, -1);
     REQUIRE(given == winners);
   }
@@ -236,6 +247,7 @@ Call draw_call(const std::string& kind, Random& random) {
   call.wants_places = draw(random, 0, 5) == 0;
   call.has_windows = draw(random, 0, 3) == 0;
   call.has_hint = draw(random, 0, 1);
+  call.narrow = draw(random, 0, 1);
   call.tuning = draw_tuning(random);
   call.fill(kind, random);
   return call;
@@ -260,6 +272,7 @@ void run_call(Call& call, const Plan& plan, uint64_t seed) {
   REQUIRE(guarded(call.indices, used, kSentinel));
   REQUIRE(guarded(call.values, used * call.bytes(), 0xAB));
   REQUIRE(guarded(call.kv, used, kSentinel));
+  REQUIRE(guarded(call.state, call.rows * call.entry_size(), kSentinel));
 }
 
 }  // namespace
@@ -397,7 +410,7 @@ TEST_CASE("Lists of several ranks merge as a sort of all") {
 
 TEST_CASE("The emulator sees threads that do not meet") {
   const auto run = [](int threads, int ctas, const std::function<void()>& kernel) {
-    emulator::run({1, ctas, threads, 0, 1}, kernel);
+    emulator::run({.ctas_per_row = ctas, .threads = threads}, kernel);
   };
   thread_local int rank = 0;
   REQUIRE_NOTHROW(run(64, 2, [] {

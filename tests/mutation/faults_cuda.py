@@ -60,14 +60,6 @@ ON_CUDA = [
         test="tests/ops/test_topk_cache.py::test_the_stored_hint_is_the_answer",
     ),
     Fault(
-        "one hint past the entry",
-        "csrc/common/rows.h",
-        "return at < static_cast<uint32_t>(p.state_hints) ?",
-        "return at <= static_cast<uint32_t>(p.state_hints) ?",
-        "the word behind an entry is the next entry's count",
-        device="cuda",
-    ),
-    Fault(
         "short rows one index too long",
         f"{PHASES}/emit.cuh",
         "    if (i < n) {\n",

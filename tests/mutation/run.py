@@ -3,12 +3,15 @@
 
     python tests/mutation/run.py --device cpu                       # C++ tests, then pytest
     python tests/mutation/run.py --device cuda --workers 16 --seconds 240 --out FILE
+    python tests/mutation/run.py --device emulator                  # faults of the GPU without one
     python tests/mutation/run.py --list                             # is every fault's place found?
 
-Needs the extension that `make build` leaves (rebuild.py). The copies build and test on their own,
-several at a time; the sources here stay as they are. The exit code is 0 only if every fault found
-its place, compiled, and was noticed. After --seconds it ends: faults that are left out then are
-named, and --resume with the same --out does them.
+Needs the extension that `make build` leaves (rebuild.py), but for the emulator, which runs the CUDA
+kernels in a C++ test (tests/cpp/emulator), plainly and then under ThreadSanitizer: it knows neither
+launches nor the kernels that sort and compare, so some faults survive it. The copies build and test
+on their own, several at a time; the sources here stay as they are. The exit code is 0 only if every
+fault found its place, compiled, and was noticed. After --seconds it ends: faults that are left out
+then are named, and --resume with the same --out does them.
 """
 
 from __future__ import annotations
@@ -43,7 +46,14 @@ from gvr_topk.bench import environment
 
 SCHEMA = 2
 COPIED = ("csrc", "gvr_topk", "tests", "tools", "setup.py", "pyproject.toml", "README.md")
-CPP_TESTS = ("cpu_kernel", "rows", "order", "plan")  # those that need no torch
+# C++ tests that need no torch.
+CPP_TESTS: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu_kernel", "rows", "order", "plan"),
+    "cuda": (),
+    "emulator": ("cuda_kernels",),
+}
+# Build folders of the C++ tests, and what they add to a name.
+PLAIN, RACES = ("build-cpp", ""), ("build-races", " under ThreadSanitizer")
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider")
 
 FUZZ = ("-m", "gvr_topk.fuzz", "--most-failures", "1", "--shrink-seconds", "0", "--seed", "11")
@@ -108,7 +118,7 @@ class Copy:
         self,
         folder: Path,
         device: str,
-        built: Built,
+        built: Built | None,  # None: the extension is not asked
         jobs: int,
         timeout: float,  # seconds of one test
         end: float,  # of everything, as perf_counter tells the time
@@ -123,7 +133,8 @@ class Copy:
                 shutil.copytree(source, target, ignore=ignore)
             else:
                 shutil.copy2(source, target)
-        built.describe(folder)
+        if built is not None:
+            built.describe(folder)
 
     def run(self, command: list[str], timeout: float, **variables: str) -> int | None:
         """The exit code; None where the time was over. What it started ends with it."""
@@ -146,8 +157,8 @@ class Copy:
                 raise OutOfTime from None
             return None
 
-    def build_cpp(self, name: str) -> bool:
-        build = self.folder / "build-cpp"
+    def build_cpp(self, name: str, kind: tuple[str, str] = PLAIN) -> bool:
+        build = self.folder / kind[0]
         if not build.is_dir():
             configure = ["cmake", "-S", "tests/cpp", "-B", str(build)]
             configure += [f"-DPython_EXECUTABLE={sys.executable}"]
@@ -155,6 +166,7 @@ class Copy:
             # Little optimised: the faults are the same and compile in half the time.
             configure += ["-DCMAKE_BUILD_TYPE=Debug"]
             configure += ["-DCMAKE_CXX_FLAGS_DEBUG=-O1 -D_GLIBCXX_ASSERTIONS"]
+            configure += [f"-DGVR_SANITIZE={'ON' if kind == RACES else 'OFF'}"]
             if self.run(configure, 300) != 0:
                 return False
         make = ["cmake", "--build", str(build), "--parallel", str(self.jobs)]
@@ -162,6 +174,7 @@ class Copy:
 
     def build_extension(self, sources: list[Path]) -> bool:
         """Compiles these sources of the copy, and links them to the objects of the checkout."""
+        assert self.built is not None
         commands = [self.built.compile(source, self.folder) for source in sources]
         with ThreadPoolExecutor(self.jobs) as pool:
             codes = list(pool.map(lambda command: self.run(command, 1800), commands))
@@ -186,6 +199,11 @@ class Copy:
         return outcome
 
     def _ask_all(self, outcome: Outcome, fault: Fault) -> str | None:
+        if self.device == "emulator":
+            noticed = self._ask_cpp(outcome)
+            if noticed is not None or outcome.outcome != "survived":
+                return noticed
+            return self._ask_cpp(outcome, RACES)
         if self.device == "cpu" and fault.test is None:
             noticed = self._ask_cpp(outcome)
             if noticed is not None or outcome.outcome != "survived":
@@ -227,17 +245,19 @@ class Copy:
         [tool] = json.loads(record.read_text())["tools"]
         return fault.tool if tool["findings"] else None
 
-    def _ask_cpp(self, outcome: Outcome) -> str | None:
+    def _ask_cpp(self, outcome: Outcome, kind: tuple[str, str] = PLAIN) -> str | None:
         # First the test of the file at fault.
         stem = Path(outcome.file).stem
-        for name in sorted(CPP_TESTS, key=lambda name: name != stem):
-            if not self.build_cpp(name):
+        for name in sorted(CPP_TESTS[self.device], key=lambda name: name != stem):
+            if not self.build_cpp(name, kind):
                 outcome.outcome = "does not compile"
                 return None
-            limit = max(_LEAST_TIMEOUT, _SLOWER * self.usual_seconds[name])
-            code = self.run([f"./build-cpp/test_{name}"], min(self.timeout, limit))
+            limit = self.timeout
+            if kind == PLAIN:
+                limit = min(limit, max(_LEAST_TIMEOUT, _SLOWER * self.usual_seconds[name]))
+            code = self.run([f"./{kind[0]}/test_{name}"], limit, TSAN_OPTIONS="halt_on_error=1")
             if code != 0:
-                return _noticed(f"C++ test {name}", code)
+                return _noticed(f"C++ test {name}{kind[1]}", code)
         return None
 
     def _ask(
@@ -257,7 +277,7 @@ class Copy:
 
     def baseline(self) -> str | None:
         """Why this copy cannot be used: the C++ tests must pass without a fault."""
-        for name in CPP_TESTS if self.device == "cpu" else ():
+        for name in CPP_TESTS[self.device]:
             if not self.build_cpp(name):
                 return "the C++ tests do not build"
             began = perf_counter()
@@ -293,12 +313,14 @@ def run_all(
     report: Callable[[list[Outcome]], None],
 ) -> list[Outcome]:
     """The outcomes; without those of faults for which no time was left."""
-    end, built = perf_counter() + arguments.seconds, Built()
+    end = perf_counter() + arguments.seconds
+    built = None if arguments.device == "emulator" else Built()
     problems: list[str] = []
     work: queue.SimpleQueue[Fault] = queue.SimpleQueue()
     outcomes: list[Outcome] = []
     # Those that take longest to compile first.
-    for fault in sorted(faults, key=lambda fault: -len(affected(fault.file, arguments.device))):
+    device = "cuda" if arguments.device == "emulator" else arguments.device
+    for fault in sorted(faults, key=lambda fault: -len(affected(fault.file, device))):
         problem = misplaced(fault)
         if problem is None:
             work.put(fault)
@@ -310,7 +332,9 @@ def run_all(
 
     def work_off(number: int) -> None:
         copy = Copy(folder / str(number), arguments.device, built, jobs, arguments.timeout, end)
-        problem = copy.baseline() or (copy.sound() if number == 0 else None)
+        problem = copy.baseline()
+        if problem is None and number == 0 and built is not None:
+            problem = copy.sound()
         if problem is not None:
             problems.append(problem)
         while not problems:
@@ -337,7 +361,7 @@ def run_all(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda", "emulator"), default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="copies at work at once")
     parser.add_argument("--timeout", type=float, default=90, help="seconds of one C++ test")
     parser.add_argument("--only", action="append", help="a part of a fault's name, repeatable")
@@ -352,7 +376,7 @@ def main() -> int:
     chosen = [
         fault
         for fault in FAULTS
-        if (arguments.list or fault.device == arguments.device)
+        if (arguments.list or (fault.device == "cpu") == (arguments.device == "cpu"))
         and (not arguments.only or any(part in fault.name for part in arguments.only))
     ]
     capability = torch.backends.cpu.get_cpu_capability()
@@ -419,7 +443,9 @@ def evidence(
         "kind": "mutation-evidence",
         "environment": environment.describe(),
         "device": device,
-        "built": "on this machine: the objects that include the fault, linked to those of the "
+        "built": "on this machine: the C++ test of the CUDA kernels on the emulator"
+        if device == "emulator"
+        else "on this machine: the objects that include the fault, linked to those of the "
         "checkout" + (" (CUDA: the fp32 instances)" if device == "cuda" else ""),
         "complete": not left_out,
         "left_out": left_out,
