@@ -7,13 +7,14 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dispatched import all_operators
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from benchmarks import decode
@@ -136,20 +137,6 @@ def test_the_claim_is_that_of_the_selection_without_state_where_it_was_measured(
     assert [(round(measured, 6), holds) for measured, holds in found] == [(4.0, False), (5.0, True)]
 
 
-class _Operators(TorchDispatchMode):
-    """Names of the operators called while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Tensor:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("drafts", [0, 1])
 def test_a_selection_of_the_package_is_one_operator(drafts: int, device: str) -> None:
@@ -158,9 +145,7 @@ def test_a_selection_of_the_package_is_one_operator(drafts: int, device: str) ->
     lengths = torch.full((2,), 300, device=device)
     for variant in decode.VARIANTS[1:-1]:
         select = variant.make(QUICK, batch, torch.device(device))
-        with _Operators() as operators:
-            select(scores, 0, lengths)
-        (name,) = operators.names
+        (name,) = all_operators(partial(select, scores, 0, lengths))
         assert name in ("gvr.topk_indices.default", "gvr.step.default"), variant.name
 
 

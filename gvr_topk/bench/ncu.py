@@ -12,13 +12,14 @@ import csv
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .process import run_group
 
 STALLS = (
     "barrier", "branch_resolving", "dispatch_stall", "drain", "gmma", "imc_miss", "lg_throttle",
@@ -170,23 +171,8 @@ def collect(
 
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """(exit code, output); the code is None where it took longer and was ended."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},  # numbers with a decimal point
-        )
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.seek(0)
-        return code, log.read().decode(errors="replace")
+    # Numbers with a decimal point.
+    return run_group(command, seconds, variables={"LC_ALL": "C.UTF-8"})
 
 
 def _refused(output: str, metrics: Mapping[str, str]) -> list[str]:

@@ -19,6 +19,7 @@
 #include "../../csrc/cpu/select.h"
 #include "../../csrc/cpu/vector_ops.h"
 #include "catch.h"
+#include "raw_scores.h"
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -31,6 +32,8 @@ using gvr::cpu::Isa;
 using gvr::cpu::RangeBody;
 using gvr::cpu::score_bytes;
 using gvr::cpu::visit_dtype;
+using gvr::test::narrow;
+using gvr::test::widen;
 using Random = std::mt19937;
 
 constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
@@ -59,22 +62,6 @@ void backwards(int64_t count, int64_t, const RangeBody& body) {
 auto* runtime_of(int32_t threads) {
   if (threads == 1) return on_this_thread;
   return threads == 2 ? backwards : on_three_threads;
-}
-
-uint32_t widen(ScoreType dtype, uint32_t raw) {
-  return visit_dtype(dtype, [raw]<ScoreType kType>() { return ScoreTraits<kType>::widen(raw); });
-}
-
-// Truncation: any mapping serves, the rows only need to be full of ties and of special values.
-uint32_t narrow(ScoreType dtype, float value) {
-  const uint32_t bits = float_bits(value);
-  if (dtype == ScoreType::kFloat32) return bits;
-  if (dtype == ScoreType::kBFloat16) return bits >> 16;
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xFFu) - 112;
-  if (exponent >= 0x1F) return sign | 0x7C00u | ((bits & 0x7FFFFFFFu) > 0x7F800000u);
-  return exponent <= 0 ? sign
-                       : sign | static_cast<uint32_t>(exponent) << 10 | (bits >> 13 & 0x3FFu);
 }
 
 // Rows of raw score bits at any base alignment. Nothing follows the last score of the last row, so

@@ -19,10 +19,13 @@
 #include "catch.h"
 #include "emulator/kernels.h"
 #include "emulator/machine.h"
+#include "raw_scores.h"
 
 namespace {
 
 using namespace gvr;
+using gvr::test::narrow;
+using gvr::test::widen;
 using Random = std::mt19937;
 
 constexpr DeviceInfo kDevice{132, 90, 232448, 16};
@@ -76,24 +79,6 @@ const Rows& row_kinds() {
   return kinds;
 }
 
-// The bits of a score of another type that is about x.
-uint32_t narrow_bits(float x, ScoreType dtype) {
-  const uint32_t bits = float_bits(x);
-  if (dtype == ScoreType::kFloat32) return bits;
-  if (dtype == ScoreType::kBFloat16) return bits >> 16;
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  const int exponent = static_cast<int>(bits >> 23 & 255u) - 112;
-  if (std::isnan(x)) return sign | 0x7E00u;
-  if (exponent <= 0) return sign;
-  return exponent >= 31 ? (sign | 0x7C00u) : (sign | exponent << 10 | (bits >> 13 & 1023u));
-}
-
-uint32_t widened(uint32_t raw, ScoreType dtype) {
-  if (dtype == ScoreType::kFloat32) return raw;
-  return dtype == ScoreType::kBFloat16 ? ScoreTraits<ScoreType::kBFloat16>::widen(raw)
-                                       : ScoreTraits<ScoreType::kFloat16>::widen(raw);
-}
-
 // One call with everything that it reads and writes.
 struct Call {
   ScoreType dtype = ScoreType::kFloat32;
@@ -103,11 +88,11 @@ struct Call {
   std::vector<int32_t> lengths, starts, hint, indices, stats, state, state_before, kv;
   std::vector<unsigned char> values;
   bool wants_values = false, wants_stats = false, wants_state = false, wants_places = false;
-  bool has_windows = false, has_hint = false, narrow = false;
+  bool has_windows = false, has_hint = false, narrow_state = false;
   Tuning tuning;
 
   // A state may hold fewer hints than there are winners.
-  int32_t stored() const { return narrow ? (k + 2) / 3 : k; }
+  int32_t stored() const { return narrow_state ? (k + 2) / 3 : k; }
   size_t entry_size() const { return kStateHeader + static_cast<size_t>(stored()); }
   size_t bytes() const { return dtype == ScoreType::kFloat32 ? 4 : 2; }
 
@@ -118,7 +103,7 @@ struct Call {
     raw.assign(rows, {});
     for (int r = 0; r < rows; ++r) {
       for (int i = 0; i < n; ++i) {
-        raw[r].push_back(narrow_bits(make(normal(random), i, n, random), dtype));
+        raw[r].push_back(narrow(dtype, make(normal(random), i, n, random)));
         std::memcpy(&scores[(first + static_cast<size_t>(r) * n + i) * bytes()], &raw[r][i],
                     bytes());
       }
@@ -183,7 +168,7 @@ struct Call {
     const RowWindow window = row_window(p, row);
     std::vector<uint64_t> ranks;
     for (int i = window.begin; i < window.end; ++i) {
-      ranks.push_back(rank_key(ordered_key(widened(raw[row][i], dtype)), i));
+      ranks.push_back(rank_key(ordered_key(widen(dtype, raw[row][i])), i));
     }
     const size_t count = std::min(ranks.size(), static_cast<size_t>(k));
     std::partial_sort(ranks.begin(), ranks.begin() + count, ranks.end(), std::greater<>());
@@ -212,7 +197,7 @@ struct Call {
     for (size_t i = 0; i < static_cast<size_t>(k) && wants_values; ++i) {
       uint32_t value = 0;
       std::memcpy(&value, &values[(at + i) * bytes()], bytes());
-      REQUIRE(value == (given[i] < 0 ? narrow_bits(-kInf, dtype) : raw[row][given[i]]));
+      REQUIRE(value == (given[i] < 0 ? narrow(dtype, -kInf) : raw[row][given[i]]));
     }
     if (wants_places) REQUIRE(std::equal(given.begin(), given.end(), &kv[at]));
     std::sort(given.begin(), given.begin() + count);
@@ -247,7 +232,7 @@ Call draw_call(const std::string& kind, Random& random) {
   call.wants_places = draw(random, 0, 5) == 0;
   call.has_windows = draw(random, 0, 3) == 0;
   call.has_hint = draw(random, 0, 1);
-  call.narrow = draw(random, 0, 1);
+  call.narrow_state = draw(random, 0, 1);
   call.tuning = draw_tuning(random);
   call.fill(kind, random);
   return call;

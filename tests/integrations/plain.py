@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from generators import make_rows
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SENTINEL = -7
 KINDS = ["normal", "quantised_33", "relu_99_percent_zero", "some_nan", "constant"]
@@ -65,26 +62,3 @@ def check_rows(given: Tensor, expected: list[list[int]], k: int) -> None:
         count = len(need)
         assert sorted(got[:count]) == sorted(need), f"row {row}: {got} instead of {need}"
         assert got[count:] == [-1] * (k - count), f"row {row}: the tail is {got[count:]}"
-
-
-# Operators that launch nothing.
-_VIEWS = ("alias", "detach", "empty", "expand", "new_empty", "slice", "unsqueeze", "view")
-
-
-class _Operators(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def operators(call: Callable[[], object]) -> list[str]:
-    """Names of the operators of a call, but for views and allocations."""
-    with torch.inference_mode(), _Operators() as seen:
-        call()
-    return [name for name in seen.names if name.split(".")[1] not in _VIEWS]

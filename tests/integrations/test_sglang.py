@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from plain import best, check_guards, check_rows, guarded, operators, scores_with_garbage
+from dispatched import operators
+from plain import best, check_guards, check_rows, guarded, scores_with_garbage
 from torch import Tensor
 
 from gvr_topk.integrations import sglang

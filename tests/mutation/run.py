@@ -21,8 +21,6 @@ import json
 import os
 import queue
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -43,6 +41,7 @@ from faults import FAULTS
 from rebuild import ROOT, Built, NotBuilt, affected
 
 from gvr_topk.bench import environment
+from gvr_topk.bench.process import run_group
 
 SCHEMA = 2
 COPIED = ("csrc", "gvr_topk", "tests", "tools", "setup.py", "pyproject.toml", "README.md")
@@ -139,23 +138,12 @@ class Copy:
     def run(self, command: list[str], timeout: float, **variables: str) -> int | None:
         """The exit code; None where the time was over. What it started ends with it."""
         left = max(0.0, self.end - perf_counter())
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            # One process: a test of seconds is not worth workers of its own.
-            env={**os.environ, "PYTHONPATH": str(self.folder), "PYTEST_ADDOPTS": "", **variables},
-        )
-        try:
-            return process.wait(min(timeout, left))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if left < timeout:
-                raise OutOfTime from None
-            return None
+        # One process: a test of seconds is not worth workers of its own.
+        variables = {"PYTHONPATH": str(self.folder), "PYTEST_ADDOPTS": "", **variables}
+        code, _ = run_group(command, min(timeout, left), cwd=self.folder, variables=variables)
+        if code is None and left < timeout:
+            raise OutOfTime
+        return code
 
     def build_cpp(self, name: str, kind: tuple[str, str] = PLAIN) -> bool:
         build = self.folder / kind[0]

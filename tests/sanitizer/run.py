@@ -17,10 +17,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gvr_topk.bench import environment
+from gvr_topk.bench.process import run_group
 
 HERE = Path(__file__).parent
 SCHEMA = 2
@@ -96,22 +95,7 @@ def watch(sanitizer: str, job: Job, only: str | None, seconds: float) -> dict[st
     # Without the caching allocator every tensor is an allocation, with a fence of its own.
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
     variables["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **variables},
-        )
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        log.seek(0)
-        output = log.read().decode(errors="replace")
+    code, output = run_group(command, seconds, variables=variables)
     return {
         "exit_code": code,
         "seconds": round(perf_counter() - began, 1),
