@@ -68,13 +68,10 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   }
   if (tuning.ctas_per_row > 0) ctas = std::min(floor_power_of_two(tuning.ctas_per_row), limit);
   const int64_t slice = slice_scores(shape, ctas);
-  // Alone on its SM a row is served best by a large block; two small ones overlap better.
-  const bool alone = ctas == 1 && rows <= device.sm_count && shape.n >= 2 * kLeastSlice;
   // Many rows compete for issue slots: fewer threads each spend less on what is not per score.
   const bool crowded = ctas == 1 && rows > 2 * int64_t{device.sm_count};
-  int32_t threads = alone || slice > most_resident_scores(kSmallBlock)     ? kLargeBlock
-                    : crowded && slice <= most_resident_scores(kTinyBlock) ? kTinyBlock
-                                                                           : kSmallBlock;
+  int32_t threads = crowded ? kTinyBlock : kSmallBlock;
+  while (threads < kLargeBlock && slice > most_resident_scores(threads)) threads *= 2;
   if (tuning.threads > 0) {
     threads = tuning.threads <= kTinyBlock    ? kTinyBlock
               : tuning.threads <= kSmallBlock ? kSmallBlock
@@ -83,10 +80,11 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   return {ctas, threads, slice};
 }
 
-// Bytes of shared memory beside the slice: the histogram, those of the other CTAs, what is ranked.
+// Bytes of shared memory beside the slice: the histogram, those of the other CTAs, what is ranked,
+// and two for every score where more than indices is wanted.
 int64_t resident_fixed_bytes(const ResidentShape& resident) {
   const int64_t merged =
-      resident.ctas_per_row > 1 ? int64_t{2} * kMaxCluster * resident.threads : 0;
+      resident.ctas_per_row > 1 ? int64_t{2} * kMaxCluster * std::min(resident.threads, 512) : 0;
   return merged + int64_t{4} * resident.threads + 4096;
 }
 
@@ -95,8 +93,9 @@ bool resident_fits(const Shape& shape, const ResidentShape& resident, const Devi
   const int64_t score_bytes = shape.dtype == ScoreType::kFloat32 ? 4 : 2;
   const int64_t per_thread = (resident.slice * score_bytes + int64_t{16} * resident.threads - 1) /
                              (int64_t{16} * resident.threads);
-  return int64_t{16} * resident.threads * per_thread + resident_fixed_bytes(resident) <=
-         device.shared_bytes_per_block;
+  const int64_t vectors = int64_t{resident.threads} * per_thread;
+  const int64_t lists = vectors * (16 / score_bytes) * 2;
+  return 16 * vectors + lists + resident_fixed_bytes(resident) <= device.shared_bytes_per_block;
 }
 
 // A second wave of large blocks costs more than reading the row in pieces, and so do large clusters

@@ -9,21 +9,24 @@
 
 namespace gvr::cuda {
 
-template <ScoreType kType, int kThreads>
+template <ScoreType kType, int kThreads, bool kMore>
 cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
-  const bool cluster = plan.ctas_per_row > 1;
-  constexpr int kScoresPerRound = kThreads * Element<kType>::kPerVector;
-  const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
-  const size_t slice_bytes = size_t{16} * kThreads * rounds;
-  const size_t bytes = resident_slice_offset<kThreads>(cluster) + slice_bytes;
+  const size_t bytes =
+      plan.ctas_per_row > 1
+          ? ResidentLayout<ResidentConfig<kType, true, kThreads, kMore>>::bytes(plan.slice)
+          : ResidentLayout<ResidentConfig<kType, false, kThreads, kMore>>::bytes(plan.slice);
+  return launch_rows<resident_kernel<kType, false, kThreads, kMore>,
+                     resident_kernel<kType, true, kThreads, kMore>>(params, plan, kThreads, bytes,
+                                                                    stream);
+}
+
+template <ScoreType kType, int kThreads>
+cudaError_t launch_resident_outputs(const TopKParams& params, const Plan& plan,
+                                    cudaStream_t stream) {
   const bool more = params.values != nullptr || params.state != nullptr ||
                     params.stats != nullptr || params.kv.out != nullptr;
-  return more ? launch_rows<resident_kernel<kType, false, kThreads, true>,
-                            resident_kernel<kType, true, kThreads, true>>(params, plan, kThreads,
-                                                                          bytes, stream)
-              : launch_rows<resident_kernel<kType, false, kThreads, false>,
-                            resident_kernel<kType, true, kThreads, false>>(params, plan, kThreads,
-                                                                           bytes, stream);
+  return more ? launch_resident_block<kType, kThreads, true>(params, plan, stream)
+              : launch_resident_block<kType, kThreads, false>(params, plan, stream);
 }
 
 #define GVR_INSTANTIATE_RESIDENT(kType) \
@@ -31,9 +34,9 @@ cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cu
   cudaError_t launch_resident<kType>(const TopKParams& params, const Plan& plan, \
                                      cudaStream_t stream) { \
     switch (plan.threads) { \
-      case kTinyBlock: return launch_resident_block<kType, kTinyBlock>(params, plan, stream); \
-      case kSmallBlock: return launch_resident_block<kType, kSmallBlock>(params, plan, stream); \
-      default: return launch_resident_block<kType, kLargeBlock>(params, plan, stream); \
+      case kTinyBlock: return launch_resident_outputs<kType, kTinyBlock>(params, plan, stream); \
+      case kSmallBlock: return launch_resident_outputs<kType, kSmallBlock>(params, plan, stream); \
+      default: return launch_resident_outputs<kType, kLargeBlock>(params, plan, stream); \
     } \
   }
 

@@ -61,7 +61,7 @@ struct VectorRange {
     const int misaligned = static_cast<int>((address & 15u) / sizeof(typename E::Storage));
     const int head = (E::kPerVector - misaligned) & (E::kPerVector - 1);
     body = begin + min(head, end - begin);
-    vectors = (end - body) / E::kPerVector;
+    vectors = static_cast<int>(static_cast<uint32_t>(end - body) / E::kPerVector);
   }
 
   __device__ __forceinline__ int edge_count() const {

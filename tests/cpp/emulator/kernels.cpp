@@ -14,27 +14,25 @@ using gvr::Plan;
 using gvr::ScoreType;
 using gvr::TopKParams;
 
-template <ScoreType kType, int kThreads>
-size_t resident_bytes(const Plan& plan, bool cluster) {
-  constexpr int kScoresPerRound = kThreads * gvr::cuda::Element<kType>::kPerVector;
-  const size_t rounds = (plan.slice + kScoresPerRound - 1) / kScoresPerRound;
-  return gvr::cuda::resident_slice_offset<kThreads>(cluster) + 16 * kThreads * rounds;
+template <ScoreType kType, bool kCluster, int kThreads, bool kMore>
+void run_resident_kernel(const TopKParams& params, const Plan& plan, Launch launch) {
+  using Layout =
+      gvr::cuda::ResidentLayout<gvr::cuda::ResidentConfig<kType, kCluster, kThreads, kMore>>;
+  launch.threads = kThreads;
+  launch.shared_bytes = std::max(Layout::bytes(plan.slice), sizeof(gvr::cuda::DivideScratch));
+  run(launch,
+      [&] { gvr::cuda::resident_kernel<kType, kCluster, kThreads, kMore>(params, plan); });
 }
 
 template <ScoreType kType, bool kCluster, int kThreads>
-void run_resident(const TopKParams& params, const Plan& plan, Launch launch) {
-  launch.threads = kThreads;
-  launch.shared_bytes =
-      std::max(resident_bytes<kType, kThreads>(plan, kCluster), sizeof(gvr::cuda::DivideScratch));
+void run_resident(const TopKParams& params, const Plan& plan, const Launch& launch) {
   const bool more = params.values != nullptr || params.state != nullptr ||
                     params.stats != nullptr || params.kv.out != nullptr;
-  run(launch, [&] {
-    if (more) {
-      gvr::cuda::resident_kernel<kType, kCluster, kThreads, true>(params, plan);
-    } else {
-      gvr::cuda::resident_kernel<kType, kCluster, kThreads, false>(params, plan);
-    }
-  });
+  if (more) {
+    run_resident_kernel<kType, kCluster, kThreads, true>(params, plan, launch);
+  } else {
+    run_resident_kernel<kType, kCluster, kThreads, false>(params, plan, launch);
+  }
 }
 
 template <ScoreType kType, bool kCluster>
