@@ -78,22 +78,26 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
   uint32_t here = 0, earlier = 0, any = 0;
   if constexpr (S::kIsCluster) {
     if (opening) S::wait();
-    constexpr int kVectors = Config::kBins / 8;  // of eight 16-bit counts
-    const int part = threadIdx.x % kVectors;
-    const uint4 a = reinterpret_cast<const uint4*>(scratch.bins)[2 * part];
-    const uint4 b = reinterpret_cast<const uint4*>(scratch.bins)[2 * part + 1];
+    static_assert(Config::kBins == 8 * 32);  // a vector of eight 16-bit counts per lane
+    const auto* bins = reinterpret_cast<const uint4(*)[2]>(scratch.bins);
+    const uint4 a = bins[lane_id()][0];
+    const uint4 b = bins[lane_id()][1];
     const uint4 packed =
         make_uint4(a.x | (a.y << 16), a.z | (a.w << 16), b.x | (b.y << 16), b.z | (b.w << 16));
-    for (int to = threadIdx.x / kVectors; to < S::size(); to += Config::kThreads / kVectors) {
-      reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
+    for (int to = warp_id(); to < S::size(); to += Config::kWarps) {
+      reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[lane_id()] = packed;
     }
     S::sync();
-#pragma unroll 4
-    for (int c = 0; c < S::size(); ++c) {
-      const uint32_t count = merged[c][bin];
-      here += count;
-      any |= count;
-      earlier += c < S::rank() ? count : 0u;
+    constexpr int kBatch = 4;  // loads in flight
+#pragma unroll 1
+    for (int first = 0; first < S::size(); first += kBatch) {
+#pragma unroll
+      for (int c = first; c < first + kBatch; ++c) {
+        const uint32_t count = c < S::size() ? merged[c][bin] : 0u;
+        here += count;
+        any |= count;
+        earlier += c < S::rank() ? count : 0u;
+      }
     }
   } else {
     any = here = scratch.bins[bin];
