@@ -115,7 +115,7 @@ __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merg
       __reduce_add_sync(~0u, better ? scratch.warp_sums[lane_id()] : 0u) + inclusive - here;
   uint32_t above_earlier = 0;
   if constexpr (S::kIsCluster) {
-    above_earlier = (better ? scratch.warp_earlier[lane_id()] : 0u);
+    above_earlier = better ? scratch.warp_earlier[lane_id()] : 0u;
     above_earlier += before + here < wanted ? earlier : 0u;
     above_earlier = __reduce_add_sync(~0u, above_earlier);
   }
@@ -380,7 +380,6 @@ __device__ __forceinline__ void place_staged(const RowOutput<kType>& output, Sta
       S::remote(scratch.ranks, 0)[at] = staged_rank<kType>(staging, i);
       S::remote(scratch.rank_raw, 0)[at] = staging.raw(i);
     }
-    __syncwarp();
   }
 }
 
