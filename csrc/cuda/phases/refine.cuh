@@ -68,9 +68,9 @@ inline constexpr uint32_t kLost = 0x8000;
 inline constexpr uint32_t kLostTotal = 0x80000000;
 
 // scratch.bins of every CTA -> the verdict in scratch.crossing (bin, above, inside, total), and
-// where this CTA's entries go: scratch.emitted, behind the better entries of the CTAs before it, and
-// scratch.ranked, behind their entries of the crossing bin. Block-wide; `bins` of this block must be
-// complete (barrier) before. `opening`: the cluster's start is still unconfirmed.
+// where this CTA's entries go: scratch.emitted, behind the better entries of the CTAs before it,
+// and scratch.ranked, behind their entries of the crossing bin. Block-wide; `bins` of this block
+// must be complete (barrier) before. `opening`: the cluster's start is still unconfirmed.
 template <class S>
 __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merged, uint32_t wanted,
                                               bool opening) {
@@ -318,9 +318,9 @@ __device__ __noinline__ void restart() {
   S::sync();
 }
 
-// Every staged entry to its place: winners, for which side_of(raw, index) is positive, to this CTA's
-// output positions, entries of the crossing range, for which it is 0, to the leader's ranks. A warp
-// looks at 128 entries at a time and asks for its positions once. Block-wide.
+// Every staged entry to its place: winners, for which side_of(raw, index) is positive, to this
+// CTA's output positions, entries of the crossing range, for which it is 0, to the leader's ranks.
+// A warp looks at 128 entries at a time and asks for its positions once. Block-wide.
 template <ScoreType kType, class S, class SideOf>
 __device__ __forceinline__ void place_staged(const RowOutput<kType>& output, Staging staging,
                                              uint32_t count, const SideOf& side_of) {
@@ -355,22 +355,23 @@ __device__ __forceinline__ void place_staged(const RowOutput<kType>& output, Sta
     const auto each_winner = [&](auto put) {
 #pragma unroll
       for (int j = 0; j < kEach; ++j) {
-        if (winners[j] & (lanes_before + 1u)) put(before[j], raw[j], static_cast<int32_t>(index[j]));
+        if (winners[j] & (lanes_before + 1u))
+          put(before[j], raw[j], static_cast<int32_t>(index[j]));
       }
     };
     int32_t* to = output.indices + position;
     each_winner([&](uint32_t at, uint32_t, int32_t index) { to[at] = index; });
     if (output.values != nullptr) {
-      each_winner([&](uint32_t at, uint32_t raw, int32_t) { output.put_value(position + at, raw); });
+      each_winner(
+          [&](uint32_t at, uint32_t raw, int32_t) { output.put_value(position + at, raw); });
     }
     if (output.entry != nullptr) {
       if (output.params.hint_step == 0) {  // the state keeps every winner
         to = output.entry + kStateHeader + position;
         each_winner([&](uint32_t at, uint32_t, int32_t index) { to[at] = index; });
       } else {
-        each_winner([&](uint32_t at, uint32_t, int32_t index) {
-          output.put_hint(position + at, index);
-        });
+        each_winner(
+            [&](uint32_t at, uint32_t, int32_t index) { output.put_hint(position + at, index); });
       }
     }
 #pragma unroll 1  // few entries cross
