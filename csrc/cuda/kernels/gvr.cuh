@@ -63,7 +63,6 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kCtasPerSm)
     guess_threshold<kType>(p, scratch, HintRow{nullptr, 0}, false, GuessMode::kCounted);
   }
   share_guess<S>(scratch);
-  if (threadIdx.x == 0) scratch.ranked = 0;
 
   const auto k = static_cast<uint32_t>(p.k);
   const Verdict verdict = verify_threshold<kType, S>(

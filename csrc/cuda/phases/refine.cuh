@@ -8,8 +8,9 @@
 // divide the range of rank keys, which are unique, so every round makes progress.
 //
 // In a cluster each CTA writes its histogram into all others: one barrier, then every CTA knows the
-// whole row's bins and how many of each belong to the CTAs before it. Output positions follow from
-// the two without any further traffic.
+// whole row's bins and how many of each belong to the CTAs before it. A CTA's winners go to
+// consecutive output positions behind those of the CTAs before it, a warp's to neighbouring ones:
+// stores of neighbours share a memory sector.
 #pragma once
 
 #include <cstdint>
@@ -20,20 +21,24 @@
 
 namespace gvr::cuda {
 
-// Monotone map from score to bin; clamped, so every score has one. A range that floats cannot
-// divide puts everything but NaN into bin 0, and further rounds do the work.
+// Monotone map from score to place: kOrigin + bin, bin 0 being the best. Two fused operations, each
+// rounded once; the first clamps, and turns NaN into 0, which is the best. A range that floats
+// cannot divide puts everything into bin 0, and further rounds do the work.
 struct LinearBins {
-  float low, scale;
+  static constexpr int kOrigin = 0x40000000;  // bits of 2; four times this is 0 in an address
+  float slope, offset;                        // of the way from the best bin, in units of all bins
 
-  __device__ __forceinline__ LinearBins(float from, float to) : low(from) {
-    scale = __fdividef(static_cast<float>(Config::kBins), to - from);
-    const bool divides = to > from && scale > 0.0f && scale < 3.0e38f && fabsf(from) < 3.0e38f;
-    if (!divides) low = scale = 0.0f;
+  __device__ __forceinline__ LinearBins(float from, float to) {
+    const float scale = __fdividef(1.0f, to - from);
+    offset = fmaf(from, scale, 1.0f);
+    // Infinities times a scale of 0 would be NaN, and so would their difference to an offset.
+    const bool divides = to > from && scale > 0.0f && scale < 3.0e38f && fabsf(offset) < 3.0e38f;
+    slope = divides ? -scale : 0.0f;
+    if (!divides) offset = 0.0f;
   }
-  __device__ __forceinline__ int operator()(float x) const {
-    if (x != x) return Config::kBins - 1;
-    const float position = (x - low) * scale;
-    return static_cast<int>(fminf(fmaxf(position, 0.0f), static_cast<float>(Config::kBins - 1)));
+  __device__ __forceinline__ int place(float x) const {
+    const float way = __saturatef(fmaf(x, slope, offset));
+    return __float_as_int(fmaf(way, (Config::kBins - 1) * 0x1p-22f, 2.0f));
   }
 };
 
@@ -42,76 +47,86 @@ __device__ __forceinline__ uint64_t staged_rank(Staging staging, uint32_t i) {
   return rank_key(Element<kType>::key(staging.raw(i)), staging.index(i));
 }
 
-// Where an entry lies in the crossing's terms: -1 below, 0 inside, 1 above.
+// Where an entry lies in the crossing's terms: 0 inside, positive above, negative below.
+__device__ __forceinline__ int rank_side(const Crossing& crossing, uint64_t rank) {
+  return rank > crossing.high ? 1 : (rank >= crossing.low ? 0 : -1);
+}
+
 template <ScoreType kType>
 __device__ __forceinline__ int side(const Crossing& crossing, const LinearBins& bins,
                                     Staging staging, uint32_t i) {
   if (crossing.linear) {
-    const int bin = bins(Element<kType>::to_float(staging.raw(i)));
-    return bin > crossing.bin ? 1 : (bin == crossing.bin ? 0 : -1);
+    const int crossed = LinearBins::kOrigin + crossing.bin;
+    return crossed - bins.place(Element<kType>::to_float(staging.raw(i)));
   }
-  const uint64_t rank = staged_rank<kType>(staging, i);
-  return rank > crossing.high ? 1 : (rank >= crossing.low ? 0 : -1);
+  return rank_side(crossing, staged_rank<kType>(staging, i));
 }
 
 // A CTA that lost survivors puts kLost into its best bin, and no score into any: more than a CTA
-// can stage. All CTAs of the row then find kLostTotal.
+// can stage. All CTAs of the row then find kLostTotal or more in all.
 inline constexpr uint32_t kLost = 0x8000;
-inline constexpr uint32_t kLostTotal = ~0u;
+inline constexpr uint32_t kLostTotal = 0x80000000;
 
-// scratch.bins of every CTA -> the verdict in scratch.crossing (bin, above, inside, total), and in
-// scratch.bins the output position of this CTA's first entry of each bin. Block-wide; `bins` of
-// this block must be complete (barrier) before. `opening`: the cluster's start is still
-// unconfirmed.
+// scratch.bins of every CTA -> the verdict in scratch.crossing (bin, above, inside, total), and
+// where this CTA's entries go: scratch.emitted, behind the better entries of the CTAs before it,
+// and scratch.ranked, behind their entries of the crossing bin. Block-wide; `bins` of this block
+// must be complete (barrier) before. `opening`: the cluster's start is still unconfirmed.
 template <class S>
 __device__ __forceinline__ void find_crossing(Scratch& scratch, MergedBins& merged, uint32_t wanted,
                                               bool opening) {
+  const int bin = static_cast<int>(threadIdx.x);
   uint32_t here = 0, earlier = 0, any = 0;
-  const int bin = Config::kBins - 1 - static_cast<int>(threadIdx.x);  // best bin first
   if constexpr (S::kIsCluster) {
     if (opening) S::wait();
-    constexpr int kVectors = Config::kBins / 8;  // of eight 16-bit counts
-    const int part = threadIdx.x % kVectors;
-    const uint4 a = reinterpret_cast<const uint4*>(scratch.bins)[2 * part];
-    const uint4 b = reinterpret_cast<const uint4*>(scratch.bins)[2 * part + 1];
+    static_assert(Config::kBins == 8 * 32);  // a vector of eight 16-bit counts per lane
+    const auto* bins = reinterpret_cast<const uint4(*)[2]>(scratch.bins);
+    const uint4 a = bins[lane_id()][0];
+    const uint4 b = bins[lane_id()][1];
     const uint4 packed =
         make_uint4(a.x | (a.y << 16), a.z | (a.w << 16), b.x | (b.y << 16), b.z | (b.w << 16));
-    for (int to = threadIdx.x / kVectors; to < S::size(); to += Config::kThreads / kVectors) {
-      reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[part] = packed;
+    for (int to = warp_id(); to < S::size(); to += Config::kWarps) {
+      reinterpret_cast<uint4*>(S::remote(&merged[S::rank()][0], to))[lane_id()] = packed;
     }
     S::sync();
-    if (bin >= 0) {
-#pragma unroll 4
-      for (int c = 0; c < S::size(); ++c) {
-        const uint32_t count = merged[c][bin];
+    constexpr int kBatch = 4;  // loads in flight
+#pragma unroll 1
+    for (int first = 0; first < S::size(); first += kBatch) {
+#pragma unroll
+      for (int c = first; c < first + kBatch; ++c) {
+        const uint32_t count = c < S::size() ? merged[c][bin] : 0u;
         here += count;
         any |= count;
         earlier += c < S::rank() ? count : 0u;
       }
     }
   } else {
-    any = here = bin >= 0 ? scratch.bins[bin] : 0u;
+    any = here = scratch.bins[bin];
   }
+  if ((any & kLost) != 0) here = kLostTotal;
   const uint32_t inclusive = warp_inclusive_sum(here);
-  constexpr int kBinWarps = Config::kBins / 32;
-  if (lane_id() == 31 && warp_id() < kBinWarps) scratch.warp_sums[warp_id()] = inclusive;
-  __syncthreads();
-  if (bin >= 0) {
-    uint32_t before = inclusive - here, total = 0;
-#pragma unroll
-    for (int w = 0; w < kBinWarps; ++w) {
-      const uint32_t sum = scratch.warp_sums[w];
-      before += w < warp_id() ? sum : 0u;
-      total += sum;
-    }
-    scratch.bins[bin] = before + earlier;
-    if (before < wanted && wanted <= before + here) {
-      scratch.crossing.bin = bin;
-      scratch.crossing.above = before;
-      scratch.crossing.inside = here;
-    }
-    if (threadIdx.x == 0) scratch.crossing.total = (any & kLost) != 0 ? kLostTotal : total;
+  const uint32_t earlier_sum = S::kIsCluster ? __reduce_add_sync(~0u, earlier) : 0u;
+  if (lane_id() == 31) {
+    scratch.warp_sums[warp_id()] = inclusive;
+    scratch.warp_earlier[warp_id()] = earlier_sum;
   }
+  __syncthreads();
+  const bool better = lane_id() < warp_id();
+  const uint32_t before =
+      __reduce_add_sync(~0u, better ? scratch.warp_sums[lane_id()] : 0u) + inclusive - here;
+  uint32_t above_earlier = 0;
+  if constexpr (S::kIsCluster) {
+    above_earlier = better ? scratch.warp_earlier[lane_id()] : 0u;
+    above_earlier += before + here < wanted ? earlier : 0u;
+    above_earlier = __reduce_add_sync(~0u, above_earlier);
+  }
+  if (before < wanted && wanted <= before + here) {
+    scratch.crossing.bin = bin;
+    scratch.crossing.above = before;
+    scratch.crossing.inside = here;
+    scratch.emitted = above_earlier;
+    scratch.ranked = earlier;
+  }
+  if (threadIdx.x == Config::kThreads - 1) scratch.crossing.total = before + here;
   __syncthreads();
 }
 
@@ -161,8 +176,9 @@ __device__ __forceinline__ RankRange find_range(Scratch& scratch, Staging stagin
 }
 
 // Divide the range of the active rank keys until at most `capacity` entries are inside.
-// On entry scratch.crossing describes the range reached so far (every entry when `everything`).
-// All CTAs of the scope call this together. Returns the number of rounds.
+// On entry scratch.crossing and scratch.emitted describe the range reached so far (every entry when
+// `everything`), on return the last. All CTAs of the scope call this together. Returns the number
+// of rounds.
 template <ScoreType kType, class S>
 __device__ __noinline__ int narrow(Staging staging, uint32_t count, uint32_t wanted,
                                    uint32_t capacity, LinearBins bins, bool everything) {
@@ -170,7 +186,9 @@ __device__ __noinline__ int narrow(Staging staging, uint32_t count, uint32_t wan
   MergedBins& merged = shared_merged(staging.capacity);
   int rounds = 0;
   Crossing crossing = scratch.crossing;
+  uint32_t emitted = scratch.emitted;
   if (everything) {
+    emitted = 0;
     crossing.low = 0;
     crossing.high = ~uint64_t{0};
     crossing.above = 0;
@@ -180,45 +198,61 @@ __device__ __noinline__ int narrow(Staging staging, uint32_t count, uint32_t wan
   while (crossing.inside > capacity) {
     ++rounds;
     S::sync();  // everybody has read the bins and the verdict of the round before
-    if (threadIdx.x < Config::kBins) scratch.bins[threadIdx.x] = 0;
+    scratch.bins[threadIdx.x] = 0;
     const RankRange range = find_range<kType, S>(scratch, staging, count, crossing, bins);
-    const uint64_t low = range.low;
+    const uint64_t high = range.high;
     // kBins parts of a power-of-two range.
-    const int bits = 64 - __clzll(static_cast<long long>(range.high - low));
+    const int bits = 64 - __clzll(static_cast<long long>(high - range.low));
     const int shift = bits > Config::kBinBits ? bits - Config::kBinBits : 0;
     for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
       if (side<kType>(crossing, bins, staging, i) != 0) continue;
       const uint64_t rank = staged_rank<kType>(staging, i);
-      atomicAdd(&scratch.bins[static_cast<int>((rank - low) >> shift)], 1u);
+      atomicAdd(&scratch.bins[static_cast<int>((high - rank) >> shift)], 1u);
     }
     __syncthreads();
     find_crossing<S>(scratch, merged, wanted - crossing.above, /*opening=*/false);
-    crossing.low = low + (static_cast<uint64_t>(scratch.crossing.bin) << shift);
-    // The last part may reach beyond the range, where entries already counted as above lie, and
-    // beyond 64 bits, where NaN lives.
+    crossing.high = high - (static_cast<uint64_t>(scratch.crossing.bin) << shift);
+    // The last part may reach beyond the range, where entries already counted as below lie, and
+    // below 0.
     const uint64_t span = (uint64_t{1} << shift) - 1;
-    crossing.high = range.high - crossing.low > span ? crossing.low + span : range.high;
+    crossing.low = crossing.high - range.low > span ? crossing.high - span : range.low;
     crossing.above += scratch.crossing.above;
     crossing.inside = scratch.crossing.inside;
     crossing.linear = false;
+    emitted += scratch.emitted;
   }
   S::sync();
-  if (threadIdx.x == 0) scratch.crossing = crossing;
+  if (threadIdx.x == 0) {
+    scratch.crossing = crossing;
+    scratch.emitted = emitted;
+  }
   __syncthreads();
   return rounds;
 }
 
-// How many of the first `count` ranked entries are better than this thread's.
-__device__ __forceinline__ uint32_t rank_among(const Scratch& scratch, uint32_t count,
-                                               uint64_t mine) {
-  uint32_t better = 0;
+// take(i, better) for each of the first `count` ranked entries, by one thread: how many of them are
+// better than entry i. Eight lanes share the comparisons of one entry. Block-wide.
+template <class Take>
+__device__ __forceinline__ void for_each_ranked(const Scratch& scratch, uint32_t count, Take take) {
+  constexpr uint32_t kLanes = 8;
+  const uint32_t part = threadIdx.x % kLanes;
+#pragma unroll 1
+  for (uint32_t base = 0; base < count; base += Config::kThreads / kLanes) {
+    const uint32_t i = base + threadIdx.x / kLanes;
+    if (i - lane_id() / kLanes >= count) break;  // the whole warp
+    const uint64_t mine = scratch.ranks[min(i, count - 1)];
+    uint32_t better = 0;
 #pragma unroll 4
-  for (uint32_t j = 0; j < count; ++j) better += scratch.ranks[j] > mine ? 1u : 0u;
-  return better;
+    for (uint32_t j = part; j < count; j += kLanes) better += scratch.ranks[j] > mine ? 1u : 0u;
+    __syncwarp();
+#pragma unroll
+    for (uint32_t d = 1; d < kLanes; d *= 2) better += __shfl_xor_sync(~0u, better, d);
+    if (part == 0 && i < count) take(i, better);
+  }
 }
 
 // The rank key of the k-th best of this CTA's `count` staged entries, k <= count. Block-wide.
-// Leaves the bins and the counters that it used at zero.
+// Leaves the bins at zero.
 template <ScoreType kType>
 __device__ __noinline__ uint64_t select_staged(Staging staging, uint32_t count, uint32_t k,
                                                uint32_t capacity) {
@@ -226,21 +260,16 @@ __device__ __noinline__ uint64_t select_staged(Staging staging, uint32_t count, 
   const LinearBins bins(0.0f, 0.0f);
   narrow<kType, Scope<false>>(staging, count, k, capacity, bins, /*everything=*/true);
   const Crossing crossing = scratch.crossing;
-  if (threadIdx.x == 0) scratch.ranked = 0;
-  if (threadIdx.x < Config::kBins) scratch.bins[threadIdx.x] = 0;
-  __syncthreads();
+  scratch.bins[threadIdx.x] = 0;
   for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
     if (side<kType>(crossing, bins, staging, i) == 0) {
       scratch.ranks[atomicAdd(&scratch.ranked, 1u)] = staged_rank<kType>(staging, i);
     }
   }
   __syncthreads();
-  if (threadIdx.x < crossing.inside) {
-    const uint64_t mine = scratch.ranks[threadIdx.x];
-    const uint32_t better = rank_among(scratch, crossing.inside, mine);
-    if (crossing.above + better == k - 1) scratch.kth = mine;
-  }
-  if (threadIdx.x == 0) scratch.ranked = 0;
+  for_each_ranked(scratch, crossing.inside, [&](uint32_t i, uint32_t better) {
+    if (crossing.above + better == k - 1) scratch.kth = scratch.ranks[i];
+  });
   __syncthreads();
   return scratch.kth;
 }
@@ -258,17 +287,24 @@ __device__ __forceinline__ Merge merge_survivors(Scratch& scratch, Staging stagi
   const bool overflowed = scratch.count > staging.capacity;
   const uint32_t count = overflowed ? 0u : scratch.count;
 #pragma unroll 1  // code that runs once or twice per call: its instructions must be fetched, too
-  for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
-    atomicAdd(&scratch.bins[bins(Element<kType>::to_float(staging.raw(i)))], 1u);
+  for (uint32_t v = threadIdx.x; 4 * v < count; v += Config::kThreads) {
+    const uint4 raws = staging.raws(v);
+    const uint32_t raw[4] = {raws.x, raws.y, raws.z, raws.w};
+    const int left = static_cast<int>(count - 4 * v);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int place = bins.place(Element<kType>::to_float(raw[j]));
+      if (j < left) atomicAdd(&scratch.bins[place - LinearBins::kOrigin], 1u);
+    }
   }
   if (threadIdx.x == 0) {
     scratch.crossing.linear = true;
-    if (overflowed) scratch.bins[Config::kBins - 1] = kLost;
+    if (overflowed) scratch.bins[0] = kLost;
   }
   __syncthreads();
   find_crossing<S>(scratch, shared_merged(staging.capacity), k, opening);
   const uint32_t total = scratch.crossing.total;
-  if (total == kLostTotal) return Merge::kOverflow;
+  if (total >= kLostTotal) return Merge::kOverflow;
   return total >= k ? Merge::kEnough : Merge::kFew;
 }
 
@@ -277,55 +313,86 @@ template <class S>
 __device__ __noinline__ void restart() {
   Scratch& scratch = shared_scratch();
   S::sync();
-  if (threadIdx.x < Config::kBins) scratch.bins[threadIdx.x] = 0;
+  scratch.bins[threadIdx.x] = 0;
   if (threadIdx.x == 0) scratch.count = 0;
   S::sync();
 }
 
-// The rare end: the crossing range was found by rank keys, so bins say nothing about positions.
-// Positions come from counters of the leader instead, which every warp asks once.
+// Every staged entry to its place: winners, for which side_of(raw, index) is positive, to this
+// CTA's output positions, entries of the crossing range, for which it is 0, to the leader's ranks.
+// A warp looks at 128 entries at a time and asks for its positions once. Block-wide.
+template <ScoreType kType, class S, class SideOf>
+__device__ __forceinline__ void place_staged(const RowOutput<kType>& output, Staging staging,
+                                             uint32_t count, const SideOf& side_of) {
+  constexpr int kEach = 4;  // entries of a thread, neighbours in the staging area
+  // What a warp reads beyond the last entry is memory of this CTA, too, and counts for nothing.
+  static_assert(ahead_bytes(Config::kThreads) >= 32 * sizeof(uint4));
+  Scratch& scratch = shared_scratch();
+  const uint32_t lanes_before = (1u << lane_id()) - 1u;
+#pragma unroll 1
+  for (uint32_t v = threadIdx.x; (v & ~31u) * kEach < count; v += Config::kThreads) {
+    const uint4 raws = staging.raws(v), indices = staging.indices(v);
+    const uint32_t raw[kEach] = {raws.x, raws.y, raws.z, raws.w};
+    const uint32_t index[kEach] = {indices.x, indices.y, indices.z, indices.w};
+    const int left = static_cast<int>(count - kEach * v);
+    uint32_t winners[kEach];  // lanes that hold one
+    uint32_t before[kEach];   // winners of this warp that are placed before this thread's
+    uint32_t crossing = 0;    // entries of this thread
+    uint32_t sum = 0;
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int side = side_of(raw[j], static_cast<int32_t>(index[j]));
+      winners[j] = __ballot_sync(~0u, j < left && side > 0);
+      before[j] = sum + __popc(winners[j] & lanes_before);
+      sum += __popc(winners[j]);
+      crossing |= j < left && side == 0 ? 1u << j : 0u;
+    }
+    uint32_t position = 0;
+    if (lane_id() == 31) {
+      position = atomicAdd(&scratch.emitted, before[kEach - 1] + (winners[kEach - 1] >> 31));
+    }
+    position = __shfl_sync(~0u, position, 31);
+    const auto each_winner = [&](auto put) {
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        if (winners[j] & (lanes_before + 1u))
+          put(before[j], raw[j], static_cast<int32_t>(index[j]));
+      }
+    };
+    int32_t* to = output.indices + position;
+    each_winner([&](uint32_t at, uint32_t, int32_t index) { to[at] = index; });
+    if (output.values != nullptr) {
+      each_winner(
+          [&](uint32_t at, uint32_t raw, int32_t) { output.put_value(position + at, raw); });
+    }
+    if (output.entry != nullptr) {
+      if (output.params.hint_step == 0) {  // the state keeps every winner
+        to = output.entry + kStateHeader + position;
+        each_winner([&](uint32_t at, uint32_t, int32_t index) { to[at] = index; });
+      } else {
+        each_winner(
+            [&](uint32_t at, uint32_t, int32_t index) { output.put_hint(position + at, index); });
+      }
+    }
+#pragma unroll 1  // few entries cross
+    for (; crossing != 0; crossing &= crossing - 1) {
+      const uint32_t i = kEach * v + __ffs(static_cast<int>(crossing)) - 1;
+      const uint32_t at = atomicAdd(&scratch.ranked, 1u);
+      S::remote(scratch.ranks, 0)[at] = staged_rank<kType>(staging, i);
+      S::remote(scratch.rank_raw, 0)[at] = staging.raw(i);
+    }
+  }
+}
+
+// The rare end: the crossing range was found by rank keys.
 template <ScoreType kType, class S>
 __device__ __noinline__ void place_by_rank(const TopKParams& p, int64_t row_index, Staging staging,
-                                           uint32_t count, LinearBins bins) {
-  Scratch& scratch = shared_scratch();
-  const Crossing crossing = scratch.crossing;
-  const RowOutput<kType> output(p, row_index, scratch.task.entry);
-  S::sync();
-  if (threadIdx.x == 0) scratch.count = 0;
-  S::sync();
-  const auto side_of = [&](uint32_t i) {
-    return i < count ? side<kType>(crossing, bins, staging, i) : -1;
-  };
-  const uint32_t first = threadIdx.x;
-  uint32_t above = 0, inside = 0;
-  for (uint32_t i = first; i - lane_id() < count; i += Config::kThreads) {
-    const int where = side_of(i);
-    above += __popc(__ballot_sync(~0u, where > 0));
-    inside += __popc(__ballot_sync(~0u, where == 0));
-  }
-  if (lane_id() == 0) {
-    if (above != 0) above = atomicAdd(S::remote(&scratch.count, 0), above);
-    if (inside != 0) inside = atomicAdd(S::remote(&scratch.ranked, 0), inside);
-  }
-  above = __shfl_sync(~0u, above, 0);
-  inside = __shfl_sync(~0u, inside, 0);
-  uint64_t* ranks = S::remote(scratch.ranks, 0);
-  uint32_t* rank_raw = S::remote(scratch.rank_raw, 0);
-  const uint32_t lanes_before = (1u << lane_id()) - 1u;
-  for (uint32_t i = first; i - lane_id() < count; i += Config::kThreads) {
-    const int where = side_of(i);
-    const uint32_t winners = __ballot_sync(~0u, where > 0);
-    const uint32_t ranked = __ballot_sync(~0u, where == 0);
-    if (where > 0) {
-      output.put(above + __popc(winners & lanes_before), staging.raw(i), staging.index(i));
-    } else if (where == 0) {
-      const uint32_t at = inside + __popc(ranked & lanes_before);
-      ranks[at] = staged_rank<kType>(staging, i);
-      rank_raw[at] = staging.raw(i);
-    }
-    above += __popc(winners);
-    inside += __popc(ranked);
-  }
+                                           uint32_t count) {
+  const Crossing crossing = shared_scratch().crossing;
+  const RowOutput<kType> output(p, row_index, shared_scratch().task.entry);
+  place_staged<kType, S>(output, staging, count, [&](uint32_t raw, int32_t index) {
+    return rank_side(crossing, rank_key(Element<kType>::key(raw), index));
+  });
 }
 
 // Write the K best staged entries of all CTAs of the row; scratch.crossing is merge_survivors'
@@ -342,25 +409,12 @@ __device__ __forceinline__ int refine_and_emit(const TopKParams& p, Scratch& scr
   int rounds = 1;
   if (scratch.crossing.inside > capacity) {
     rounds += narrow<kType, S>(staging, count, k, capacity, bins, /*everything=*/false);
-    place_by_rank<kType, S>(p, row_index, staging, count, bins);
+    place_by_rank<kType, S>(p, row_index, staging, count);
   } else {
-    const int crossing_bin = scratch.crossing.bin;
-    const uint32_t above = scratch.crossing.above;
-    uint64_t* ranks = S::remote(scratch.ranks, 0) - above;
-    uint32_t* rank_raw = S::remote(scratch.rank_raw, 0) - above;
-#pragma unroll 1
-    for (uint32_t i = threadIdx.x; i < count; i += Config::kThreads) {
-      const uint32_t raw = staging.raw(i);
-      const int bin = bins(Element<kType>::to_float(raw));
-      if (bin < crossing_bin) continue;
-      const uint32_t position = atomicAdd(&scratch.bins[bin], 1u);
-      if (bin > crossing_bin) {
-        output.put(position, raw, staging.index(i));
-      } else {
-        ranks[position] = staged_rank<kType>(staging, i);
-        rank_raw[position] = raw;
-      }
-    }
+    const int crossed = LinearBins::kOrigin + scratch.crossing.bin;
+    place_staged<kType, S>(output, staging, count, [&](uint32_t raw, int32_t) {
+      return crossed - bins.place(Element<kType>::to_float(raw));
+    });
   }
   if constexpr (S::kIsCluster) {
     S::arrive();
@@ -369,17 +423,14 @@ __device__ __forceinline__ int refine_and_emit(const TopKParams& p, Scratch& scr
   } else {
     __syncthreads();
   }
-  const uint32_t inside = scratch.crossing.inside;
-  if (threadIdx.x < inside) {
-    const uint64_t mine = scratch.ranks[threadIdx.x];
-    const uint32_t position = scratch.crossing.above + rank_among(scratch, inside, mine);
-    if (position < k) {
-      output.put(position, scratch.rank_raw[threadIdx.x], rank_key_index(mine));
-    }
+  for_each_ranked(scratch, scratch.crossing.inside, [&](uint32_t i, uint32_t better) {
+    const uint32_t position = scratch.crossing.above + better;
+    const uint64_t rank = scratch.ranks[i];
+    if (position < k) output.put(position, scratch.rank_raw[i], rank_key_index(rank));
     if (position == k - 1 && output.entry != nullptr) {
-      write_state_header(p, row_index, output.entry, p.k, rank_key_score(mine), -1);
+      write_state_header(p, row_index, output.entry, p.k, rank_key_score(rank), -1);
     }
-  }
+  });
   return rounds;
 }
 

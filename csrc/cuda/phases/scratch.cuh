@@ -41,19 +41,21 @@ struct alignas(16) Scratch {
   uint64_t warp_high[Config::kWarps];
   uint64_t cta_low[kMaxCluster];  // leader: the same by CTA
   uint64_t cta_high[kMaxCluster];
-  alignas(16) uint32_t bins[Config::kBins];  // histogram; after a scan, the next output position
+  alignas(16) uint32_t bins[Config::kBins];  // histogram, the best bin first
   uint32_t rank_raw[Config::kRankCapacity];
   float rungs[Config::kWarps][Config::kRungs];
   float greatest[Config::kWarps];        // largest sampled or hinted score by warp
   float rung[Config::kRungs];            // candidate thresholds of the guess
   uint32_t rung_counts[Config::kRungs];  // sampled scores above each
   uint32_t warp_sums[Config::kWarps];
+  uint32_t warp_earlier[Config::kWarps];  // the same of the CTAs before this one
   RowTask task;
   Guess guess;
   Crossing crossing;
   uint64_t kth;          // rank key of the K-th staged entry
   uint32_t count;        // entries staged, or that would have been had there been room
-  uint32_t ranked;       // entries of the crossing range placed so far
+  uint32_t emitted;      // output position of this CTA's next entry above the crossing range
+  uint32_t ranked;       // place among the leader's ranks of its next entry in that range
   uint32_t survivors;    // entries staged by all CTAs, for telemetry
   uint32_t overflows;    // leader: continuations of all CTAs, for telemetry
   uint32_t verified[3];  // leader: counts of verifying passes, used in turn
@@ -79,6 +81,13 @@ struct Staging {
   }
   __device__ __forceinline__ int32_t& index(uint32_t i) const {
     return reinterpret_cast<int32_t*>(g_shared + sizeof(Scratch))[capacity + i];
+  }
+  // The same of four neighbouring entries, from 4 * v on.
+  __device__ __forceinline__ uint4 raws(uint32_t v) const {
+    return reinterpret_cast<const uint4*>(&raw(0))[v];
+  }
+  __device__ __forceinline__ uint4 indices(uint32_t v) const {
+    return reinterpret_cast<const uint4*>(&index(0))[v];
   }
 };
 

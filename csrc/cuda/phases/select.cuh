@@ -15,11 +15,10 @@ namespace gvr::cuda {
 // Block-wide, one barrier. False where the row needs no selection; it is then answered already.
 template <ScoreType kType, class S>
 __device__ __forceinline__ bool begin_row(const TopKParams& p, Scratch& scratch) {
-  if (threadIdx.x < Config::kBins) scratch.bins[threadIdx.x] = 0;
+  scratch.bins[threadIdx.x] = 0;
   if (threadIdx.x < Config::kRungs) scratch.rung_counts[threadIdx.x] = 0;
   if (threadIdx.x == 0) {
     scratch.count = 0;
-    scratch.ranked = 0;
     scratch.overflows = 0;
     scratch.verified[0] = scratch.verified[1] = scratch.verified[2] = 0;
     scratch.task = make_task<kType, S>(p);
