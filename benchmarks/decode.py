@@ -62,6 +62,7 @@ from gvr_topk.bench.decoding import (
     claimed,
     failures,
     gain,
+    label_of,
     load,
     token_time,
     variants,
@@ -351,7 +352,7 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
             time, lower = token_time(cell, name), gain(cell, name, "radix")
             text = "NOT EXACT" if time is None else f"{time:.1f}"
             times.append(text if lower is None or name == "radix" else f"{text} ({lower:+.2f})")
-        table.add_row(cell["label"], f"{statistics.mean(cell['overlap']):.2f}", *times)
+        table.add_row(label_of(cell), f"{statistics.mean(cell['overlap']):.2f}", *times)
     yield table
     if record["device"] == "cuda" and (found := verdicts(record)):
         title = f"{claimed(record)} against radix, percent lower time per output token"

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gvr_topk.bench.decoding import cell_label
+
 # scores [rows, capacity], layer, lengths [requests] -> indices [rows, k]
 Select = Callable[[Tensor, int, Tensor], Tensor]
 
@@ -63,8 +65,7 @@ class Batch:
 
     @property
     def label(self) -> str:
-        size = f"{self.context // 1024}K" if self.context % 1024 == 0 else str(self.context)
-        return f"{self.requests} x {size}, {self.drafts} drafts"
+        return cell_label(self.requests, self.context, self.drafts)
 
 
 def _weight(out: int, inputs: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:

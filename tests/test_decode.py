@@ -47,7 +47,7 @@ def record(tmp_path_factory: pytest.TempPathFactory, device: str) -> dict[str, A
 
 def test_every_variant_is_exact_in_every_cell(record: dict[str, Any], device: str) -> None:
     assert [cell["label"] for cell in record["cells"]] == [
-        f"2 x 1K, {drafts} drafts" for drafts in (0, 1, 3)
+        f"2 x 1K, {drafts}" for drafts in ("0 drafts", "1 draft", "3 drafts")
     ]
     assert record["device"] == device and record["environment"]["torch"] == torch.__version__
     for cell in record["cells"]:
@@ -98,7 +98,7 @@ def test_a_wrong_selection_is_reported(
     settings = decode.Settings(QUICK, [batch], 2, 0.9, torch.device(device), variants)
     record = decode.measure(settings, tmp_path / "wrong.json")
     assert [result["exact"] for result in record["cells"][0]["results"]] == [False, False]
-    assert decode.failures(record) == ["2 x 1K, 1 drafts: wrong: not exact"] * 2
+    assert decode.failures(record) == ["2 x 1K, 1 draft: wrong: not exact"] * 2
     assert decode.gain(record["cells"][0], "wrong", "wrong") is None
     code, output = _run("--show", str(tmp_path / "wrong.json"))
     assert code == 1 and "NOT EXACT" in output
@@ -122,7 +122,7 @@ def test_verdicts_follow_from_the_times() -> None:
     assert [(label, need, holds) for label, need, _, holds in found] == [
         ("1 x 32K, 0 drafts", 4.07, True),
         ("1 x 64K, 0 drafts", 5.47, False),
-        ("1 x 16K, 1 drafts", 0.0, False),
+        ("1 x 16K, 1 draft", 0.0, False),
         ("1 x 64K, 3 drafts", 0.0, True),
     ]
     assert [round(measured, 6) for _, _, measured, _ in found] == [5.0, 5.0, 0.0, 0.5]
@@ -165,7 +165,7 @@ def test_a_budget_cuts_the_cells_that_tell_least(tmp_path: Path, device: str) ->
     settings = decode.Settings(QUICK, batches, 2, 0.9, torch.device(device), budget=1e-9)
     assert decode.measure(settings, tmp_path / "none.json")["skipped"] == [
         "1 x 1K, 0 drafts",
-        "1 x 1K, 1 drafts",
+        "1 x 1K, 1 draft",
     ]
     clock = iter(range(100))
     with pytest.MonkeyPatch.context() as patch:
@@ -173,9 +173,9 @@ def test_a_budget_cuts_the_cells_that_tell_least(tmp_path: Path, device: str) ->
         settings.budget = 1.5  # reached after the first cell
         record = decode.measure(settings, tmp_path / "one.json")
     assert [cell["label"] for cell in record["cells"]] == ["1 x 1K, 0 drafts"]
-    assert record["skipped"] == ["1 x 1K, 1 drafts"]
+    assert record["skipped"] == ["1 x 1K, 1 draft"]
     code, output = _run("--show", str(tmp_path / "one.json"))
-    assert code == 0 and "not measured for want of time: 1 x 1K, 1 drafts" in output
+    assert code == 0 and "not measured for want of time: 1 x 1K, 1 draft" in output
     code, output = _run(*SMALL, "--out", str(tmp_path / "x.json"), "--budget", "0")
     assert code == 2 and "--budget: got 0" in output
 

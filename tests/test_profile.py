@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import sys
@@ -10,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.progress
 import torch
 from typer.testing import CliRunner
 
-from gvr_topk.bench import ladder, launches, ncu, profile_record, profile_report, profiling
+from gvr_topk.bench import (
+    ladder,
+    launches,
+    ncu,
+    ncu_tables,
+    profile_record,
+    profile_report,
+    profiling,
+)
 from gvr_topk.bench.cells import GIB, KIB, MIB, SUITES, Cell
-from gvr_topk.bench.cli import app
+from gvr_topk.bench.cli import _progress_bar, app
 from gvr_topk.bench.contenders import REGISTRY
 from gvr_topk.bench.launches import KERNELS, Job, launch_all
 from gvr_topk.bench.report import Records
@@ -78,8 +88,14 @@ elif words == ["--query-metrics"]:
 elif "--import" in words:
     *head, row = Path(__file__).with_suffix(".table").read_text().splitlines()
     print(*head, sep="\\n")
+    if mode == "unreadable" and "details" in words:
+        sys.exit("==ERROR== An internal error occurred")
     if "details" not in words:
         row = row.replace({opcodes!r}, "8,000")
+    elif mode == "by instruction" and "--metrics" in words:
+        sys.exit("==ERROR== unrecognised option '--metrics'")
+    elif mode == "by instruction":
+        row = row.replace('"n/a"', '"' + "0x7f12e40: 3; " * 30_000 + '"')
     for number in range(json.loads(Path(words[words.index("--import") + 1]).read_text())):
         print(row.replace('"0"', f'"{{number}}"', 1))
 else:
@@ -160,12 +176,66 @@ def test_opcodes_are_counted_and_the_barriers_are_always_kept() -> None:
     [
         ("==WARNING== No kernels were profiled.\n", "No kernels were profiled"),
         ("", "nothing"),
-        ('"ID","Kernel Name"\n"0","k"\n', "no row of units"),
+        ("a warning about IDs\n==PROF== ID,\n", "a warning about IDs"),
     ],
 )
 def test_an_export_without_a_table_is_an_error(text: str, message: str) -> None:
     with pytest.raises(ncu.NcuError, match=message):
         ncu.parse(text, {})
+
+
+def test_cells_may_be_long_and_lines_of_ncu_may_lie_between() -> None:
+    limit = csv.field_size_limit()
+    long = "8,000 (" + "; ".join(f"OP{i}: 1" for i in range(20_000)) + ";\nBAR: 4,096)"
+    text = table(["k", "k"], long).replace('"1","k"', '==WARNING== n/a\n"1","k"') + "done\n"
+    assert len(long) > limit
+    counts = ncu.parse_opcodes(text)
+    assert [(one["BAR"], len(one)) for one in counts] == [(4096, 20_001)] * 2
+    assert csv.field_size_limit() == limit
+    assert len(ncu.parse(text.replace("\n", "\r\n"), {})) == 2
+
+
+def test_an_export_without_units_is_in_those_of_the_base() -> None:
+    metrics, _ = ncu.choose_metrics(None)
+    head, _, row = table(["k"]).replace("98.304", "98304").splitlines()[1:]
+    (launch,) = ncu.parse(f"\ufeff{head}\n{row}\n", metrics)
+    (known,) = ncu.parse(table(["k"]), metrics)
+    assert launch == known and launch.counters["duration_us"] == 6.88
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234.5", 1234.5),
+        ("12 (1; 2; 9)", 12),
+        ("(!) 7", 7),
+        ("1e3", 1000),
+        ("(!) n/a", None),
+        ("n/a", None),
+        ("nan", None),
+        ("(256, 1, 1)", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_cell_is_a_number_or_nothing(text: str | None, value: float | None) -> None:
+    assert ncu_tables.number(text, None) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("12 (BAR: 4; LDG.E: 8)", {"BAR": 4, "LDG.E": 8}),
+        ("BAR: 1,004, LDG: 8", {"BAR": 1004, "LDG": 8}),
+        ('12 ("BAR": 4;\n"LDG": 8)', {"BAR": 4, "LDG": 8}),
+        ("12 (R2UR: 3; BAR: 4; BAR: 5)", {"R2UR": 3, "BAR": 9}),
+        ("12", {}),
+        ("12 (0x7F12: 4; 0x7F22: 8)", {}),
+        ("(!) n/a", {}),
+    ],
+)
+def test_instances_have_names(text: str, counts: dict[str, int]) -> None:
+    assert ncu_tables.instances(text) == counts
 
 
 def test_a_metric_goes_by_the_name_that_this_ncu_knows() -> None:
@@ -203,6 +273,7 @@ def test_every_result_gets_the_counters_of_its_launch(whole: Path) -> None:
     assert auto["counters"]["opcodes"]["BAR"] == 4096
     assert auto["telemetry"]["passes"] >= 1 and sum(auto["telemetry"]["paths"].values()) == 2
     assert (whole / "kept.ncu-rep").is_file()
+    assert "BAR: 4,096" in (whole / "kept.opcodes.csv").read_text()
     (words,) = map(json.loads, (whole / "ncu.log").read_text().splitlines())
     assert words[words.index("--kernel-name") + 1] == f"regex:{KERNELS}"
     assert words[words.index("--clock-control") + 1] == "none"
@@ -229,6 +300,28 @@ def test_without_counters_the_times_stay_and_the_reason_is_kept(tmp_path: Path) 
     assert "run as root" in record["ncu"]["problem"]
     assert {seen for _, seen in counted(record)} == {False}
     assert Results.load(tmp_path / "profile.json").entries[0].time("auto")
+
+
+def test_opcodes_come_from_an_export_with_values_by_instruction(tmp_path: Path) -> None:
+    record = run(tmp_path, [PLAIN], "by instruction", keep=tmp_path / "kept.ncu-rep")
+    assert record["ncu"]["problem"] is None
+    found = [r["counters"]["opcodes"] for e in record["cells"] for r in e["results"]]
+    assert [opcodes["BAR"] for opcodes in found] == [4096] * 2
+    assert (tmp_path / "kept.instances.csv").stat().st_size > csv.field_size_limit()
+
+
+@pytest.mark.parametrize("keep", [None, "kept.ncu-rep"])
+def test_opcodes_that_cannot_be_read_cost_nothing_else(tmp_path: Path, keep: str | None) -> None:
+    record = run(tmp_path, [PLAIN], "unreadable", keep=tmp_path / keep if keep else None)
+    reason = f"{ncu.OPCODES}: ncu: exit code 1: An internal error occurred"
+    assert record["ncu"]["problem"] == reason + ("" if keep else "; see its report profile.ncu-rep")
+    assert ncu.OPCODES not in record["ncu"]["unavailable"]
+    found = [r["counters"] for e in record["cells"] for r in e["results"]]
+    assert all("opcodes" not in one and one["duration_us"] == 6.88 for one in found)
+    stem = "kept" if keep else "profile"
+    for name in ("ncu-rep", "raw.csv", "opcodes.csv", "instances.csv"):
+        assert (tmp_path / f"{stem}.{name}").is_file()
+    assert "internal error" in (tmp_path / f"{stem}.opcodes.csv").read_text()
 
 
 def test_a_report_that_does_not_fit_stays_beside_the_record(
@@ -480,6 +573,24 @@ def test_the_command_says_what_was_found_and_what_is_missing(
     assert "3 cells in" in result.output and "2 x 4K, K 256, step: " in result.output
     assert asked[0].groups == [profiling.Group((Cell(1, MIB, 512, data="normal"),))]
     assert (asked[0].seconds, asked[0].clocks) == (5.0, "none")
+
+
+def test_the_bar_counts_the_results_of_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[rich.progress.Progress] = []
+    enter = rich.progress.Progress.__enter__
+
+    def seen(self: rich.progress.Progress) -> rich.progress.Progress:
+        bars.append(self)
+        return enter(self)
+
+    monkeypatch.setattr(rich.progress.Progress, "__enter__", seen)
+    request = profiling.Request([PLAIN, STATE], str(fake_ncu(tmp_path)), tmp_path / "profile.json")
+    with _progress_bar() as progress:
+        record = profiling.run(request, CPU, progress)
+    (task,) = bars[0].tasks
+    assert task.completed == task.total == len(counted(record))
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def _progress_bar() -> Iterator[Any]:
     with Bar(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("setting up", total=None)
         yield Progress(
-            start=lambda total: bar.update(task, total=total),
+            start=lambda more: bar.update(task, total=(bar.tasks[task].total or 0) + more),
             cell=lambda label: bar.update(task, description=label),
             result=lambda: bar.advance(task),
         )
@@ -325,7 +325,7 @@ def profile(
         float, typer.Option(help="Seconds of profiling after which no further cell starts.")
     ] = 60.0,
     keep: Annotated[
-        Path | None, typer.Option(help="Where to keep ncu's report, for its own viewer.")
+        Path | None, typer.Option(help="Where to keep ncu's report; its CSV exports lie beside it.")
     ] = None,
 ) -> None:
     """Say why cells take their time: one launch of each under Nsight Compute, and its rungs.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .cells import size_label
 from .results import ResultsError, quotient
 
 SCHEMA = 1
@@ -31,6 +32,15 @@ def load(path: Path) -> dict[str, Any]:
     if record["schema"] != SCHEMA:
         raise ResultsError(f"{path}: got schema {record['schema']}, need {SCHEMA}")
     return record
+
+
+def cell_label(requests: int, context: int, drafts: int) -> str:
+    return f"{requests} x {size_label(context)}, {drafts} draft{'s' * (drafts != 1)}"
+
+
+def label_of(cell: dict[str, Any]) -> str:
+    """Made anew: older records say "1 drafts"."""
+    return cell_label(cell["requests"], cell["context"], cell["drafts"])
 
 
 def cells(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -63,7 +73,7 @@ def gain(cell: dict[str, Any], variant: str, baseline: str) -> float | None:
 
 def failures(record: dict[str, Any]) -> list[str]:
     return [
-        f"{cell['label']}: {result['variant']}: not exact"
+        f"{label_of(cell)}: {result['variant']}: not exact"
         for cell in record["cells"]
         for result in cell["results"]
         if result["exact"] is False
@@ -80,7 +90,7 @@ def verdicts(record: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
             continue
         need = PAPER.get(cell["context"] // 1024, 0.0) if cell["drafts"] == 0 else 0.0
         holds = measured >= need if need else measured > 0
-        found.append((cell["label"], need, measured, holds))
+        found.append((label_of(cell), need, measured, holds))
     return found
 
 
@@ -95,7 +105,7 @@ def table(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         paper = PAPER.get(cell["context"] // 1024)
         known = paper is not None and cell["requests"] == 1 and cell["drafts"] == 0
         yield (
-            cell["label"],
+            label_of(cell),
             f"{statistics.mean(cell['overlap']):.2f}",
             *("not exact" if time is None else f"{time:.1f}" for time in times),
             "" if measured is None else f"{measured:.2f} %",

@@ -3,12 +3,11 @@
 
 Names of metrics: `ncu --query-metrics` and the Metrics Reference of the Nsight Compute Profiling
 Guide. One run collects all launches into a report; two exports of it as CSV are read: the numbers,
-and the executed instructions by opcode.
+and the executed instructions by opcode. ncu_tables.py reads the CSV.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .ncu_tables import NcuError, instances, kernel_rows, number, volume
 from .process import run_group
 
 STALLS = (
@@ -53,19 +53,15 @@ OPCODES = "sass__inst_executed_per_opcode"
 # bar.sync, barrier.cluster.arrive and .wait, and the fence of a cluster barrier, as sm_90 has them.
 BARRIER_OPCODES = ("BAR", "UCGABAR_ARV", "UCGABAR_WAIT", "MEMBAR")
 _MOST_OPCODES = 10  # of a launch, beside the barriers
-_UNITS = {
-    "second": 1e6, "s": 1e6, "msecond": 1e3, "ms": 1e3, "usecond": 1.0, "us": 1.0,
-    "nsecond": 1e-3, "ns": 1e-3,
-    "byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9,
-}  # fmt: skip
+_BASE_UNITS = {"duration_us": "ns"}  # where an export does not say
+# Exports that are tried for the opcodes, by the name of their file. A report also holds values by
+# instruction, more than 128 KiB a launch for a large kernel, which only the first one leaves out.
+_INSTANCES = ("--print-metric-instances", "details")
+_OPCODE_EXPORTS = {"opcodes": ("--metrics", OPCODES, *_INSTANCES), "instances": _INSTANCES}
 _GRACE = 60.0  # seconds beyond those of the program: start, and writing the report
 _EXPORT_SECONDS = 60.0
 _QUERY_SECONDS = 60.0
 _UNKNOWN_METRIC = re.compile(r"Failed to find metric\s+(?:regex:\^)?\"?([A-Za-z]\w*)")
-
-
-class NcuError(RuntimeError):
-    """Counters could not be read; says what to do about it."""
 
 
 class Launch(NamedTuple):
@@ -80,6 +76,7 @@ class Profile:
     metrics: dict[str, str]  # what was asked for, by key
     unavailable: tuple[str, ...]  # metrics that this ncu or this GPU does not have
     problem: str | None  # what went wrong after some launches had been profiled
+    unread: str | None = None  # the part of the report that could not be read, and why
 
 
 def find(given: str | None = None) -> str:
@@ -143,7 +140,7 @@ def collect(
     """Runs `program` and reads the counters of what it launches between cudaProfilerStart and Stop.
 
     `kernels`: a regular expression over names of kernels. `seconds`: what the program takes. The
-    report is kept at `keep`, also where it could not be read.
+    report is kept at `keep`, also where it could not be read, and beside it what ncu exported.
     """
     metrics, unavailable = choose_metrics(known_metrics(ncu))
     with tempfile.TemporaryDirectory() as directory:
@@ -163,11 +160,13 @@ def collect(
             unavailable += [metrics.pop(key) for key in refused]
         if keep is not None:
             shutil.copyfile(report, keep)
-        launches = _read(ncu, report, metrics)
+        launches, unread = _read(ncu, report, keep or report, metrics)
     seen = {key for launch in launches for key in launch.counters}
+    if unread is not None:
+        seen.add("opcodes")
     unavailable += [name for key, name in metrics.items() if launches and key not in seen]
     problem = explain(output, code) if code != 0 else None
-    return Profile(tuple(launches), version(ncu), metrics, tuple(unavailable), problem)
+    return Profile(tuple(launches), version(ncu), metrics, tuple(unavailable), problem, unread)
 
 
 def _run(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
@@ -213,94 +212,75 @@ def explain(output: str, code: int | None) -> str:
     return f"ncu: {reason}: {text or 'it said nothing'}"
 
 
-def _read(ncu: str, report: Path, metrics: Mapping[str, str]) -> list[Launch]:
-    launches = parse(_exported(ncu, report), metrics)
-    counted = _opcodes(ncu, report) if "opcodes" in metrics else []
-    if len(counted) != len(launches):
-        return launches
-    return [
-        launch._replace(counters={**launch.counters, "opcodes": most_executed(counts)})
-        if counts
-        else launch
-        for launch, counts in zip(launches, counted, strict=True)
-    ]
+def _read(
+    ncu: str, report: Path, kept: Path, metrics: Mapping[str, str]
+) -> tuple[list[Launch], str | None]:
+    """(launches, why they have no opcodes); the exports go beside `kept`."""
+
+    def exported(name: str, *options: str) -> str:
+        command = [ncu, "--import", str(report), "--csv", "--page", "raw", "--print-units", "base"]
+        code, output = _run([*command, *options], _EXPORT_SECONDS)
+        kept.with_suffix(f".{name}.csv").write_text(output)
+        if code != 0:
+            raise NcuError(explain(output, code))
+        return output
+
+    launches = parse(exported("raw"), metrics)
+    if "opcodes" not in metrics or not launches:
+        return launches, None
+    reasons = []
+    for name, options in _OPCODE_EXPORTS.items():
+        try:
+            counted = parse_opcodes(exported(name, *options))
+        except NcuError as error:
+            reasons.append(str(error))
+            continue
+        if len(counted) != len(launches):
+            reasons.append(f"got {len(counted)} of {len(launches)} launches")
+        elif not any(counted):
+            reasons.append("got no counts")
+        else:
+            pairs = zip(launches, counted, strict=True)
+            return [_with_opcodes(launch, counts) for launch, counts in pairs], None
+    return launches, f"{OPCODES}: {'; '.join(dict.fromkeys(reasons))}"
 
 
-def _opcodes(ncu: str, report: Path) -> list[dict[str, int]]:
-    """By launch; empty where ncu cannot export them, which must not cost the other counters."""
-    try:
-        return parse_opcodes(_exported(ncu, report, "--print-metric-instances", "details"))
-    except NcuError:
-        return []
+def _with_opcodes(launch: Launch, counts: Mapping[str, int]) -> Launch:
+    if not counts:
+        return launch
+    return launch._replace(counters={**launch.counters, "opcodes": most_executed(counts)})
 
 
-def _exported(ncu: str, report: Path, *options: str) -> str:
-    command = [ncu, "--import", str(report), "--csv", "--page", "raw", "--print-units", "base"]
-    code, output = _run([*command, *options], _EXPORT_SECONDS)
-    if code != 0:
-        raise NcuError(explain(output, code))
-    return output
-
-
-def _rows(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """(units, one row per launch) by column; above the header ncu may have said other things."""
-    lines = text.splitlines()
-    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID",')), None)
-    if begin is None:
-        raise NcuError(f"ncu: no table in what it exported: {' '.join(lines[-3:]) or 'nothing'}")
-    quoted = (line for line in lines[begin:] if line.startswith('"'))
-    rows = list(csv.DictReader(quoted))
-    if not rows or rows[0]["ID"]:
-        raise NcuError("ncu: the table that it exported has no row of units")
-    return rows[0], rows[1:]
+def exports(report: Path) -> list[Path]:
+    """What `collect` has left beside a report."""
+    names = [report.with_suffix(f".{name}.csv") for name in ("raw", *_OPCODE_EXPORTS)]
+    return [path for path in names if path.is_file()]
 
 
 def parse(text: str, metrics: Mapping[str, str]) -> list[Launch]:
     """The launches of a raw page as CSV: times in microseconds, sizes in bytes."""
-    units, rows = _rows(text)
+    units, rows = kernel_rows(text)
     launches = []
     for row in rows:
-        counters: dict[str, Any] = {
-            key: value
-            for key, name in metrics.items()
-            if name != OPCODES and (value := _number(row.get(name), units.get(name))) is not None
-        }
+        counters: dict[str, Any] = {}
+        for key, name in metrics.items():
+            unit = units.get(name) or _BASE_UNITS.get(key)
+            value = number(row.get(name), unit) if name != OPCODES else None
+            if value is not None:
+                counters[key] = value
         for key, column in (("grid", "Grid Size"), ("block", "Block Size")):
-            if key not in counters and (size := _volume(row.get(column))):
+            if key not in counters and (size := volume(row.get(column))):
                 counters[key] = size
         launches.append(Launch(row.get("Kernel Name") or "", counters))
     return launches
 
 
-def _number(text: str | None, unit: str | None) -> float | int | None:
-    """None for what is no finite number: n/a, nan, nothing."""
-    plain = (text or "").replace(",", "")
-    if not re.fullmatch(r"-?\d+(\.\d*)?([eE][+-]?\d+)?", plain):
-        return None
-    value = float(plain) * _UNITS.get((unit or "").partition("/")[0], 1.0)
-    return int(value) if value.is_integer() else round(value, 6)
-
-
-def _volume(text: str | None) -> int | None:
-    """Of a shape like "(256, 1, 1)"."""
-    sizes = re.findall(r"\d+", text or "")
-    volume = 1
-    for size in sizes:
-        volume *= int(size)
-    return volume if sizes else None
-
-
 def parse_opcodes(text: str) -> list[dict[str, int]]:
     """Warp instructions by opcode for every launch; empty where ncu did not count them."""
-    _, rows = _rows(text)
-    return [_instances(row.get(OPCODES) or "") for row in rows]
-
-
-def _instances(text: str) -> dict[str, int]:
-    """Of a metric with its instances, "12 (BAR: 4; LDG: 8)"."""
-    found = re.fullmatch(r"[\d,.]+ \((.*)\)", text.strip())
-    pairs = re.findall(r"([A-Z][\w.]*): ([\d,]+)", found[1]) if found else []
-    return {name: int(count.replace(",", "")) for name, count in pairs}
+    _, rows = kernel_rows(text)
+    if rows and OPCODES not in rows[0]:
+        raise NcuError(f"ncu: its export has no column {OPCODES}")
+    return [instances(row[OPCODES]) for row in rows]
 
 
 def most_executed(counts: Mapping[str, int]) -> dict[str, int]:

@@ -183,7 +183,7 @@ def run(request: Request, device: torch.device, progress: Progress | None = None
     write()
     if device.type == "cuda":
         progress.cell("ladder")
-        record["ladder"] = ladder.measure(device)
+        record["ladder"] = ladder.measure(device, progress)
         write()
     return record
 
@@ -237,7 +237,8 @@ def _counted(request: Request, record: dict[str, Any]) -> dict[str, Any]:
             launched = json.loads(done.read_text()) if done.is_file() else []
             attach(record, profile, launched)
         except ncu.NcuError as error:
-            raise _with_report(error, report, request) from error
+            raise ncu.NcuError(_with_report(str(error), report, request)) from error
+        unread = profile.unread and _with_report(profile.unread, report, request)
     missing = sum(len(wanted) for wanted in job.wanted) - len(launched)
     late = f"{missing} launches were not made within {request.seconds:g} s" if missing else None
     return {
@@ -247,17 +248,17 @@ def _counted(request: Request, record: dict[str, Any]) -> dict[str, Any]:
         "clock_control": request.clocks,
         "cache_control": "all",
         "seconds": round(perf_counter() - began, 1),
-        "problem": profile.problem or late,
+        "problem": "; ".join(filter(None, (profile.problem or late, unread))) or None,
     }
 
 
-def _with_report(error: ncu.NcuError, report: Path, request: Request) -> ncu.NcuError:
+def _with_report(problem: str, report: Path, request: Request) -> str:
     """What ncu has collected and nobody could read stays beside the record."""
     if request.keep is not None or not report.is_file():
-        return error
-    kept = request.out.with_suffix(".ncu-rep")
-    shutil.copyfile(report, kept)
-    return ncu.NcuError(f"{error}; see its report {kept.name}")
+        return problem
+    for path in (report, *ncu.exports(report)):
+        shutil.copyfile(path, request.out.with_suffix("".join(path.suffixes)))
+    return f"{problem}; see its report {request.out.with_suffix('.ncu-rep').name}"
 
 
 def _job(request: Request, record: Mapping[str, Any]) -> Job:

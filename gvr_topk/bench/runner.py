@@ -33,9 +33,12 @@ def without_folder(argument: str) -> str:
 
 @dataclass
 class Progress:
-    """What the caller shows; every hook may be left alone."""
+    """What the caller shows; every hook may be left alone.
 
-    start: Callable[[int], None] = lambda total: None
+    `start`: as many results will follow, beside those of earlier runs.
+    """
+
+    start: Callable[[int], None] = lambda more: None
     cell: Callable[[str], None] = lambda label: None
     result: Callable[[], None] = lambda: None
 

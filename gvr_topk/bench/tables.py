@@ -13,8 +13,10 @@ from .targets import Verdict
 def times(results: Results, kind: str = "cold", baseline: str = "floor") -> Table:
     """Median microseconds per call, with the multiple of the baseline where there is one."""
     header = results.header
+    compared = any(entry.time(baseline, kind) for entry in results.entries)
+    over = f", x {baseline}" if compared else ""
     table = Table(
-        title=f"{header['suite']}: {header['about']} ({kind}, us per call, x {baseline})",
+        title=f"{header['suite']}: {header['about']} ({kind}, us per call{over})",
         caption=results.describe(),
     )
     table.add_column("cell", no_wrap=True)

@@ -114,11 +114,15 @@ def _mistral_large4(**changes: Any) -> torch.nn.Module:
 
 
 def _glm5_next(**changes: Any) -> torch.nn.Module:
-    """It selects pools of two keys."""
+    """It selects pools of two keys.
+
+    Full attention is what its indexed layers are called in every release; the name that its
+    configuration puts in place of it differs.
+    """
     sizes = {
         "num_hidden_layers": 2,
         "qk_rope_head_dim": 0,
-        "layer_types": ["indexed_attention"] * 2,
+        "layer_types": ["full_attention"] * 2,
         "mlp_layer_types": ["dense", "sparse"],
         "index_kpool": 2,
         "hc_mult": 2,

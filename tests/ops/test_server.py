@@ -87,7 +87,7 @@ def test_the_last_row_of_a_repeated_slot_wins_on_the_gpu(
 ) -> None:
     """`padding` rows with slots of their own lie between; the last with valid scores counts."""
     if device != "cuda":
-        pytest.skip("on the CPU it is an error")
+        pytest.skip("on the CPU a slot that is named twice is an error")
     rows = 4 + padding
     cache = TopKCache(1, rows, K, depth=2, device=device)
     firsts = [100, 200, *range(padding), 300, 400]
