@@ -80,22 +80,21 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   return {ctas, threads, slice};
 }
 
-// Bytes of shared memory beside the slice: the histogram, those of the other CTAs, what is ranked,
-// and two for every score where more than indices is wanted.
-int64_t resident_fixed_bytes(const ResidentShape& resident) {
+// Shared memory of a CTA: the histogram and those of the other CTAs, what is ranked, the slice, and
+// with `lists` the places of its winners in 16 bits each.
+int64_t resident_bytes(const Shape& shape, const ResidentShape& resident, bool lists) {
   const int64_t merged =
       resident.ctas_per_row > 1 ? int64_t{2} * kMaxCluster * std::min(resident.threads, 512) : 0;
-  return merged + int64_t{4} * resident.threads + 4096;
+  const int64_t score_bytes = shape.dtype == ScoreType::kFloat32 ? 4 : 2;
+  const int64_t round = int64_t{16} * resident.threads;
+  const int64_t slice = (resident.slice * score_bytes + round - 1) / round * round;
+  const int64_t places = lists ? slice / score_bytes * 2 : 0;
+  return merged + int64_t{4} * resident.threads + 4096 + slice + places;
 }
 
 bool resident_fits(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
-  if (resident.slice > most_resident_scores(resident.threads)) return false;
-  const int64_t score_bytes = shape.dtype == ScoreType::kFloat32 ? 4 : 2;
-  const int64_t per_thread = (resident.slice * score_bytes + int64_t{16} * resident.threads - 1) /
-                             (int64_t{16} * resident.threads);
-  const int64_t vectors = int64_t{resident.threads} * per_thread;
-  const int64_t lists = vectors * (16 / score_bytes) * 2;
-  return 16 * vectors + lists + resident_fixed_bytes(resident) <= device.shared_bytes_per_block;
+  return resident.slice <= most_resident_scores(resident.threads) &&
+         resident_bytes(shape, resident, false) <= device.shared_bytes_per_block;
 }
 
 // A second wave of large blocks costs more than reading the row in pieces, and so do large clusters
@@ -143,6 +142,7 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
     plan.ctas_per_row = resident.ctas_per_row;
     plan.threads = resident.threads;
     plan.slice = static_cast<int32_t>(resident.slice);
+    plan.own_lists = resident_bytes(shape, resident, true) <= device.shared_bytes_per_block;
   }
   plan.chunk = tuning.chunk > 0 ? tuning.chunk : 64 * 1024;
   plan.rank_capacity = tuning.rank_capacity > 0 ? std::min(tuning.rank_capacity, 256) : 256;

@@ -13,8 +13,8 @@ template <ScoreType kType, int kThreads, bool kMore>
 cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
   const size_t bytes =
       plan.ctas_per_row > 1
-          ? ResidentLayout<ResidentConfig<kType, true, kThreads, kMore>>::bytes(plan.slice)
-          : ResidentLayout<ResidentConfig<kType, false, kThreads, kMore>>::bytes(plan.slice);
+          ? ResidentLayout<ResidentConfig<kType, true, kThreads, kMore>>::bytes(plan)
+          : ResidentLayout<ResidentConfig<kType, false, kThreads, kMore>>::bytes(plan);
   return launch_rows<resident_kernel<kType, false, kThreads, kMore>,
                      resident_kernel<kType, true, kThreads, kMore>>(params, plan, kThreads, bytes,
                                                                     stream);

@@ -19,7 +19,7 @@
 namespace gvr::cuda {
 
 inline constexpr int kResidentThreadsPerSm = 1024;  // what the registers are limited for
-static_assert(kResidentScores == 32, "one bit each in Chosen");
+static_assert(kResidentScores == 32, "one bit each in a mask");
 
 // Bins from a bound under the K-th score to above the largest sampled score, the farther the fewer
 // winners the sample holds: then the K-th score may well exceed all of it. Block-wide, one barrier.
@@ -54,11 +54,12 @@ __device__ __forceinline__ ResidentBins<C::kBins> resident_bins(ResidentScratch<
   const int warp = lane_id() % C::kWarps;
   const int pair = max(scratch.warp_low[warp], scratch.warp_low[warp ^ 1]);
   const float from = __int_as_float(float_order(__reduce_min_sync(~0u, pair)));
-  const float most =
-      __int_as_float(float_order(__reduce_max_sync(~0u, scratch.warp_high[warp])));
+  const float most = __int_as_float(float_order(__reduce_max_sync(~0u, scratch.warp_high[warp])));
   // Of C::kThreads samples as many are winners as the ratio is smaller: with 16 of them the K-th
   // score lies under the largest but once in 10^7 rows, and then the best bin is divided again.
-  const float margin = ratio > C::kThreads / 8.0f ? 2.0f : ratio > C::kThreads / 16.0f ? 0.5f : 0.0f;
+  const float margin = ratio > C::kThreads / 8.0f    ? 2.0f
+                       : ratio > C::kThreads / 16.0f ? 0.5f
+                                                     : 0.0f;
   return ResidentBins<C::kBins>::between(from, most + margin * (most - from), C::kBins);
 }
 
@@ -257,14 +258,15 @@ __device__ __forceinline__ void send_crossing(ResidentScratch<C>& scratch,
 template <class C>
 __device__ __forceinline__ void write_winners(ResidentScratch<C>& scratch,
                                               const ResidentSlice<C>& slice, uint32_t winners,
-                                              const RowOutput<C::kType>& output) {
+                                              const RowOutput<C::kType>& output, const void* row,
+                                              bool own_lists) {
   const auto mine = static_cast<uint32_t>(__popc(winners));
   const uint32_t through = warp_inclusive_sum(mine);
   uint32_t position = 0;
   if (lane_id() == 31 && through != 0) position = atomicAdd(&scratch.emitted, through);
   position = __shfl_sync(~0u, position, 31) + scratch.above_earlier;
   const uint32_t count = __shfl_sync(~0u, through, 31);
-  uint16_t* const list = slice.list();
+  uint16_t* const list = slice.list(own_lists);
   uint16_t* next = list + through - mine;
   for_each_bit(winners, [&](int bit) { *next++ = static_cast<uint16_t>(slice.place(bit)); });
   __syncwarp();
@@ -275,7 +277,9 @@ __device__ __forceinline__ void write_winners(ResidentScratch<C>& scratch,
     const int index = slice.index(place);
     *to = index;
     if constexpr (!C::kMore) continue;
-    if (output.values != nullptr) output.put_value(position + i, slice.raw_at(place));
+    if (output.values != nullptr) {
+      output.put_value(position + i, own_lists ? slice.raw_at(place) : C::E::load(row, index));
+    }
     if (output.entry != nullptr) output.put_hint(position + i, index);
   }
 }
@@ -315,7 +319,7 @@ __device__ __forceinline__ void rank_crossing(const TopKParams& p,
 // The answer, when scratch says in which bin the K-th score lies: winners are placed by every CTA,
 // the crossing bin's entries by the leader. Block-wide on all CTAs of the row.
 template <class C>
-__device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entry,
+__device__ __forceinline__ void emit_selected(const TopKParams& p, const Plan& plan, int32_t* entry,
                                               const ResidentSlice<C>& slice,
                                               const ResidentBins<C::kBins>& bins) {
   using S = typename C::S;
@@ -326,7 +330,9 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
   __syncwarp();  // the warp's scores have been read: its list may take their place
   S::arrive();   // the leader waits for no more than that
   const RowOutput<C::kType> output(p, row_index, entry);
-  write_winners(scratch, slice, chosen.winners, output);
+  const void* row =
+      static_cast<const typename C::E::Storage*>(p.scores) + row_index * p.score_stride;
+  write_winners(scratch, slice, chosen.winners, output, row, ResidentLayout<C>::own_lists(plan));
   const bool placed = C::kMore && p.kv.out != nullptr;
   if constexpr (S::kIsCluster) {
     if (S::rank() != 0 && !placed) return;
@@ -349,7 +355,7 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, int32_t* entr
 // The rare end, where the crossing bin cannot be ranked: finer bins, or the row is divided.
 // Block-wide on all CTAs of the row.
 template <class C>
-__device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry,
+__device__ __noinline__ void look_closer(const TopKParams& p, const Plan& plan, int32_t* entry,
                                          const ResidentSlice<C> slice,
                                          const ResidentBins<C::kBins> bins, uint32_t sampled) {
   using E = typename C::E;
@@ -364,7 +370,7 @@ __device__ __noinline__ void look_closer(const TopKParams& p, int32_t* entry,
     if (candidate == 0) {
       const ResidentBins<C::kBins> finer = count_finer<C>(slice, bins, p.k);
       if (scratch.bin >= 0 && scratch.inside <= scratch.capacity) {
-        emit_selected<C>(p, entry, slice, finer);
+        emit_selected<C>(p, plan, entry, slice, finer);
         return;
       }
     }
@@ -424,8 +430,8 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     const int u = warp_id() * slice.vectors / C::kWarps;
     if (slice.vectors > 0) sampled = slice.first_of(u);
   }
-  const auto bins = resident_bins<C>(scratch, E::to_float(sampled), static_cast<float>(k),
-                                     static_cast<float>(n));
+  const auto bins =
+      resident_bins<C>(scratch, E::to_float(sampled), static_cast<float>(k), static_cast<float>(n));
   if constexpr (kCluster) {
     slice.arrive_early();
     count_vectors(scratch, slice, bins, 0, slice.early);
@@ -437,10 +443,10 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   __syncthreads();
   merge_bins(scratch, k);
   if (scratch.bin < 0 || scratch.inside > scratch.capacity) [[unlikely]] {
-    look_closer<C>(p, entry, slice, bins, sampled);
+    look_closer<C>(p, plan, entry, slice, bins, sampled);
     return;
   }
-  emit_selected<C>(p, entry, slice, bins);
+  emit_selected<C>(p, plan, entry, slice, bins);
 }
 
 }  // namespace gvr::cuda

@@ -47,18 +47,21 @@ struct ResidentScratch {
 template <class C>
 using ResidentMerged = uint16_t[kMaxCluster][C::kBins];
 
-// Dynamic shared memory: the scratch, the merged bins of a cluster, the slice, and the lists of
-// winners where the slice is still read while they are written.
+// Dynamic shared memory: the scratch, the merged bins of a cluster, the slice, and lists of winners
+// where there is room for them and the slice is still read afterwards.
 template <class C>
 struct ResidentLayout {
   static constexpr size_t kMerged = sizeof(ResidentScratch<C>);
   static constexpr size_t kSlice = kMerged + (C::kCluster ? sizeof(ResidentMerged<C>) : 0);
   static_assert(kMerged % 16 == 0 && kSlice % 16 == 0, "read by 16-byte loads");
 
-  static __host__ __device__ constexpr size_t bytes(int slice_scores) {
+  static __host__ __device__ constexpr bool own_lists(const Plan& plan) {
+    return C::kMore && plan.own_lists;
+  }
+  static __host__ __device__ constexpr size_t bytes(const Plan& plan) {
     constexpr int kRound = C::kThreads * C::E::kPerVector;
-    const size_t rounds = (slice_scores + kRound - 1) / kRound;
-    const size_t lists = C::kMore ? rounds * kRound * sizeof(uint16_t) : 0;
+    const size_t rounds = (plan.slice + kRound - 1) / kRound;
+    const size_t lists = own_lists(plan) ? rounds * kRound * sizeof(uint16_t) : 0;
     return kSlice + rounds * C::kThreads * sizeof(uint4) + lists;
   }
 };
@@ -82,10 +85,10 @@ struct ResidentSlice {
   using Storage = typename E::Storage;
   static constexpr int kVector = E::kPerVector;
   static constexpr int kRound = C::kThreads * kVector;  // scores between a thread's vectors
-  int begin;       // row index of the first score
-  int head;        // scores in front of the first whole vector
-  int whole;       // scores in whole vectors
-  int vectors;     // of this thread
+  int begin;                                            // row index of the first score
+  int head;                                             // scores in front of the first whole vector
+  int whole;                                            // scores in whole vectors
+  int vectors;                                          // of this thread
   int early;       // of them, those that are sent for first; in a cluster
   int warp_bytes;  // of all vectors of a warp
 
@@ -175,18 +178,16 @@ struct ResidentSlice {
     return *reinterpret_cast<const Storage*>(&vector(u));
   }
 
-  // Room for the places of this warp's winners. Without kMore it is the warp's own scores.
-  __device__ __forceinline__ uint16_t* list() const {
-    if constexpr (!C::kMore) return reinterpret_cast<uint16_t*>(warp_vectors(warp_id()));
+  // Room for the places of this warp's winners: of its own, or that of its scores.
+  __device__ __forceinline__ uint16_t* list(bool own) const {
+    if (!own) return reinterpret_cast<uint16_t*>(warp_vectors(warp_id()));
     const int each = warp_bytes / static_cast<int>(sizeof(uint4)) * kVector;
     return reinterpret_cast<uint16_t*>(warp_vectors(C::kWarps)) + warp_id() * each;
   }
 };
 
 // Floats as signed integers of the same order, NaN at both ends; its own inverse.
-__device__ __forceinline__ int float_order(int bits) {
-  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
-}
+__device__ __forceinline__ int float_order(int bits) { return bits ^ ((bits >> 31) & 0x7FFFFFFF); }
 inline constexpr int kOrderPlusInf = 0x7F800000, kOrderMinusInf = ~0x7F800000;
 
 // The approximate reciprocal; 0 for what is too large, infinity for what is too small.

@@ -19,9 +19,8 @@ void run_resident_kernel(const TopKParams& params, const Plan& plan, Launch laun
   using Layout =
       gvr::cuda::ResidentLayout<gvr::cuda::ResidentConfig<kType, kCluster, kThreads, kMore>>;
   launch.threads = kThreads;
-  launch.shared_bytes = std::max(Layout::bytes(plan.slice), sizeof(gvr::cuda::DivideScratch));
-  run(launch,
-      [&] { gvr::cuda::resident_kernel<kType, kCluster, kThreads, kMore>(params, plan); });
+  launch.shared_bytes = std::max(Layout::bytes(plan), sizeof(gvr::cuda::DivideScratch));
+  run(launch, [&] { gvr::cuda::resident_kernel<kType, kCluster, kThreads, kMore>(params, plan); });
 }
 
 template <ScoreType kType, bool kCluster, int kThreads>
