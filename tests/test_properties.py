@@ -19,7 +19,7 @@ ALGORITHMS = st.sampled_from(["auto", "gvr", "resident", "stream", "radix"])
 TUNINGS = st.fixed_dictionaries(
     {
         "ctas_per_row": st.sampled_from([0, 1, 2, 4, 8, 16]),
-        "threads": st.sampled_from([0, 512, 1024]),
+        "threads": st.sampled_from([0, 256, 512, 1024]),
         "staging": st.sampled_from([0, 1, 40, 300]),
         "chunk": st.sampled_from([0, 1, 32, 100, 1000]),
         "rank_capacity": st.sampled_from([0, 1, 5, 64]),

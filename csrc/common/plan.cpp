@@ -52,14 +52,18 @@ int64_t slice_scores(const Shape& shape, int32_t ctas) {
 
 int64_t most_resident_scores(int32_t threads) { return int64_t{kResidentScores} * threads; }
 
-// Half the SMs are enough to hide the memory's latency, and small clusters start sooner; a row of
-// fewer than two slices of 4K gains nothing from a second CTA. More CTAs only where slices would
-// otherwise need the large block. benchmarks/NOTES.md, "Rows in shared memory".
+// Half the SMs are enough to hide the memory's latency, and small clusters start sooner: more than
+// eight CTAs only for slices of 8K. A row of fewer than two slices of 4K gains nothing from a
+// second CTA. More CTAs, too, where slices would otherwise need the large block.
+// benchmarks/NOTES.md, "Rows in shared memory".
 ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
   constexpr int64_t kLeastSlice = 2048;
   const int64_t rows = std::max<int64_t>(shape.rows, 1);
   const int32_t limit = std::max(std::min(device.max_cluster, kMaxCluster), 1);
-  const int64_t by_length = shape.n < 4 * kLeastSlice ? 1 : shape.n / kLeastSlice;
+  const int64_t by_length =
+      shape.n < 4 * kLeastSlice
+          ? 1
+          : std::min(shape.n / kLeastSlice, std::max<int64_t>(8, shape.n / (4 * kLeastSlice)));
   const int64_t wanted = std::min(device.sm_count / 2 / rows, by_length);
   int32_t ctas = std::min(floor_power_of_two(std::max<int64_t>(wanted, 1)), limit);
   while (2 * ctas <= limit && 2 * ctas * rows <= device.sm_count &&
@@ -68,9 +72,11 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   }
   if (tuning.ctas_per_row > 0) ctas = std::min(floor_power_of_two(tuning.ctas_per_row), limit);
   const int64_t slice = slice_scores(shape, ctas);
-  // Many rows compete for issue slots: fewer threads each spend less on what is not per score.
+  // Many rows compete for issue slots: fewer threads each spend less on what is not per score. In
+  // large clusters with few winners each, fewer threads are faster to gather at barriers.
   const bool crowded = ctas == 1 && rows > 2 * int64_t{device.sm_count};
-  int32_t threads = crowded ? kTinyBlock : kSmallBlock;
+  const bool spread = ctas >= 8 && (shape.k <= 1024 || slice <= kLeastSlice);
+  int32_t threads = crowded || spread ? kTinyBlock : kSmallBlock;
   while (threads < kLargeBlock && slice > most_resident_scores(threads)) threads *= 2;
   if (tuning.threads > 0) {
     threads = tuning.threads <= kTinyBlock    ? kTinyBlock

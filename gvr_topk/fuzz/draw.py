@@ -25,7 +25,7 @@ LAYOUTS = ("dense", "padded", "offset", "expanded")
 # 0 leaves the choice to the plan. The least staging is k + 32 entries.
 _OVERRIDES = {
     "ctas_per_row": (0, 0, 1, 2, 4, 8, 16),
-    "threads": (0, 0, 512, 1024),
+    "threads": (0, 0, 256, 512, 1024),
     "staging": (0, 0, 1, 40, 300),
     "chunk": (0, 0, 1, 32, 100, 1000),
     "rank_capacity": (0, 0, 1, 5, 64),

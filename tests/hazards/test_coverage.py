@@ -150,7 +150,7 @@ RESIDENT_ENDS: dict[str, tuple[dict[str, int], Callable[[Stats], Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("threads", [512, 1024])
+@pytest.mark.parametrize("threads", [256, 512, 1024])
 @pytest.mark.parametrize("ctas", [1, 2, 4, 8, 16])
 def test_every_block_and_cluster_of_resident_rows_is_entered_and_falls_back(
     ctas: int, threads: int, device: str, dtype: torch.dtype

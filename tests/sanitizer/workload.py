@@ -70,7 +70,8 @@ SHAPES = (
         {"ctas_per_row": 8, "staging": 1, "chunk": 32, "rank_capacity": 2},
         every_dtype=True,
     ),
-    # The large block, overflow: only the resident kernels have one.
+    # The small and the large block, overflow: only the resident kernels have them.
+    Shape(1501, 64, {"threads": 256, "ctas_per_row": 1, "rank_capacity": 2}, ("resident",)),
     Shape(
         1501,
         64,

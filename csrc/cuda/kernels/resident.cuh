@@ -378,13 +378,30 @@ __device__ __noinline__ void look_closer(const TopKParams& p, const Plan& plan, 
   divide_row<C::kType, typename C::S, C::kThreads>(p, entry, candidate, {Path::kResident, 1, 0, 0});
 }
 
-// A score for each thread: lane by lane through the row, so that every warp's sample spans it.
+// A place among n for each thread: lane by lane, so that every warp's sample spans the row.
 template <class C>
-__device__ __forceinline__ uint32_t sample_row(const RowTask& task, uint32_t n) {
+__device__ __forceinline__ uint32_t sample_place(uint32_t n) {
   const uint32_t stratum = lane_id() * C::kWarps + warp_id();
   const uint32_t width = max(n / C::kThreads, 1u);
   const uint32_t at = stratum * width + __umulhi(stratum * 0x9E3779B1u, width);
-  return C::E::load(task.row, task.window.begin + static_cast<int>(min(at, n - 1)));
+  return min(at, n - 1);
+}
+
+template <class C>
+__device__ __forceinline__ uint32_t sample_row(const RowTask& task, uint32_t n) {
+  return C::E::load(task.row, task.window.begin + static_cast<int>(sample_place<C>(n)));
+}
+
+// The same from a slice that has arrived. Few scores per thread: each gives one of its own, for
+// which no barrier is needed; the warps' samples spread over the vectors.
+template <class C>
+__device__ __forceinline__ uint32_t sample_slice(const ResidentSlice<C>& slice, uint32_t n) {
+  if (n > 16 * C::kThreads) {
+    __syncthreads();
+    return slice.raw_at(static_cast<int>(sample_place<C>(n)));
+  }
+  if (slice.vectors == 0) return C::E::Traits::kMinusInf;
+  return slice.first_of(warp_id() * slice.vectors / C::kWarps);
 }
 
 template <class C>
@@ -426,9 +443,7 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
   int32_t* entry = wants_entry ? begin_entry(p, task.row_index, kThreads) : nullptr;
   if constexpr (!kCluster) {
     slice.arrive();
-    // The warps' samples spread over the vectors.
-    const int u = warp_id() * slice.vectors / C::kWarps;
-    if (slice.vectors > 0) sampled = slice.first_of(u);
+    sampled = sample_slice(slice, n);
   }
   const auto bins =
       resident_bins<C>(scratch, E::to_float(sampled), static_cast<float>(k), static_cast<float>(n));
