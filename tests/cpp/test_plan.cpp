@@ -37,12 +37,12 @@ void check_launchable(const Shape& shape, const DeviceInfo& device, const Tuning
   const bool positive = plan.chunk > 0 && plan.rank_capacity > 0 && plan.max_verify > 0;
   const bool hint = !plan.use_hint || shape.has_hint;
   const int64_t slice_bytes = int64_t{plan.slice} * (shape.dtype == ScoreType::kFloat32 ? 4 : 2);
-  const bool resident = plan.family != Algorithm::kResident ||
-                        ((plan.threads == kTinyBlock || plan.threads == kSmallBlock ||
-                          plan.threads == kLargeBlock) &&
-                         int64_t{plan.slice} * plan.ctas_per_row >= shape.n &&
-                         plan.slice <= kResidentScores * plan.threads &&
-                         slice_bytes < device.shared_bytes_per_block && !plan.use_hint);
+  const bool resident =
+      plan.family != Algorithm::kResident ||
+      ((plan.threads == kTinyBlock || plan.threads == kSmallBlock || plan.threads == kLargeBlock) &&
+       int64_t{plan.slice} * plan.ctas_per_row >= shape.n &&
+       plan.slice <= kResidentScores * plan.threads &&
+       slice_bytes < device.shared_bytes_per_block && !plan.use_hint);
   if (!(known && cluster && staged && positive && hint && resident)) {
     FAIL("rows " << shape.rows << ", n " << shape.n << ", k " << shape.k << ", "
                  << algorithm_name(shape.algorithm) << ", sm_" << device.capability << ": "
