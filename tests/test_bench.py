@@ -96,6 +96,8 @@ def test_tables_plots_and_targets_come_from_the_record_alone(smoke: Path, tmp_pa
         assert code == 0, output
     code, output = invoke("table", smoke)
     assert "us per call)" in output and "x floor" not in output  # which no CPU has
+    code, output = invoke("table", smoke, "--baseline", "absent")
+    assert code == 2 and "--baseline: got 'absent', need one of" in output
     code, output = invoke("table", smoke, "--warm", "--baseline", "torch.topk")
     assert code == 0 and "K 256" in output and "us per call, x torch.topk)" in output
     pytest.importorskip("matplotlib")

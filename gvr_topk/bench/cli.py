@@ -184,7 +184,9 @@ def _progress_bar() -> Iterator[Any]:
 def table(
     files: Record,
     warm: Annotated[bool, typer.Option("--warm", help="Times with a warm L2.")] = False,
-    baseline: Annotated[str, typer.Option(help="Contender that the multiples refer to.")] = "floor",
+    baseline: Annotated[
+        str | None, typer.Option(help="Contender that the multiples refer to; floor by default.")
+    ] = None,
 ) -> None:
     """Print the times of a record.
 
@@ -197,8 +199,11 @@ def table(
 
     with _user_errors():
         results = Results.load(*files)
+        if baseline is not None and baseline not in results.contenders:
+            known = ", ".join(results.contenders)
+            raise ValueError(f"--baseline: got {baseline!r}, need one of {known}")
     console = _console()
-    console.print(tables.times(results, "warm" if warm else "cold", baseline))
+    console.print(tables.times(results, "warm" if warm else "cold", baseline or "floor"))
     for line in tables.notes(results):
         console.print(line, markup=False)
 
