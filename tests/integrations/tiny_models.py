@@ -176,9 +176,8 @@ _LATER = {
     "minimax_m3_vl": (_minimax_m3_vl, "MiniMaxM3VLTextConfig"),
     "mistral_large4": (_mistral_large4, "MistralLarge4Config"),
 }
-LATER_MODELS = {
-    name: make for name, (make, config) in _LATER.items() if hasattr(transformers, config)
-}
+LATER_MODELS = {name: make for name, (make, _) in _LATER.items()}
+ABSENT = [name for name, (_, config) in _LATER.items() if not hasattr(transformers, config)]
 INDEXED_LAYERS = {"deepseek_v32": 2, "glm_moe_dsa": 2, "deepseek_v4": 1, **dict.fromkeys(_LATER, 2)}
 
 
