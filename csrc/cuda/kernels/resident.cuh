@@ -332,7 +332,7 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, const Plan& p
   const RowOutput<C::kType> output(p, row_index, entry);
   const void* row =
       static_cast<const typename C::E::Storage*>(p.scores) + row_index * p.score_stride;
-  write_winners(scratch, slice, chosen.winners, output, row, ResidentLayout<C>::own_lists(plan));
+  write_winners(scratch, slice, chosen.winners, output, row, C::kMore && plan.own_lists);
   const bool placed = C::kMore && p.kv.out != nullptr;
   if constexpr (S::kIsCluster) {
     if (S::rank() != 0 && !placed) return;
