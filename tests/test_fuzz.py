@@ -7,8 +7,11 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -302,6 +305,41 @@ def test_a_worker_that_dies_is_told_with_its_call() -> None:
     assert killed and record["cases"] > 0
     assert "ended with exit code -9 in call" in record["problem"]
     assert "stopped after 8 s" in record["problem"]
+
+
+CAMPAIGN_OF_TWO = """
+import multiprocessing
+from gvr_topk.fuzz.campaign import Options
+from gvr_topk.fuzz.workers import run_workers
+
+def tell(cases, failures):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+run_workers(Options("cpu", 10**9, 8, workers=2, seconds=90.0), failures_to=None, progress=tell)
+"""
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_workers_end_with_the_process_that_started_them() -> None:
+    campaign = subprocess.Popen(
+        [sys.executable, "-c", CAMPAIGN_OF_TWO], stdout=subprocess.PIPE, text=True
+    )
+    with campaign:
+        assert campaign.stdout is not None
+        workers = [int(pid) for pid in campaign.stdout.readline().split()]
+        campaign.kill()
+    assert len(workers) == 2
+    until = monotonic() + 30.0
+    while any(_runs(worker) for worker in workers) and monotonic() < until:
+        sleep(0.1)
+    assert [worker for worker in workers if _runs(worker)] == []
 
 
 @pytest.mark.parametrize(

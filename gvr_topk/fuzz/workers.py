@@ -8,6 +8,8 @@ a failure is the same. How many calls each worker gets to depends on its speed.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
@@ -73,9 +75,18 @@ def _work(
     failures_to: Path | None,
     results: Connection,
 ) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     campaign = Campaign(options, failures_to=failures_to, worker=worker, tally=Tally(words, worker))
     results.send(campaign.run())
     results.close()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers, and nobody would read their results."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _merged(
