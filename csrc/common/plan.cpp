@@ -2,7 +2,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -53,17 +52,6 @@ int64_t slice_scores(const Shape& shape, int32_t ctas) {
 
 int64_t most_resident_scores(int32_t threads) { return int64_t{kResidentScores} * threads; }
 
-// Share of rows whose K-th score a bound by 8 warps misses (kernels/resident.cuh, resident_bins),
-// as far as their scores are in no order. Such a row is divided, and the slowest row decides.
-double missed_by_tiny_block(const Shape& shape) {
-  constexpr double kRatios[] = {1.406, 2.717, 7.04, 23.6, 111.7};
-  const double share = std::min(1.0, shape.k / std::max<double>(shape.n, 1));
-  int group = 1;
-  for (const double ratio : kRatios) group *= share * ratio < 1.0 ? 2 : 1;
-  const double warp = std::pow(1.0 - std::pow(1.0 - share, group), 32 / group);
-  return std::pow(1.0 - (1.0 - warp) * (1.0 - warp), kTinyBlock / 64);
-}
-
 // Half the SMs are enough to hide the memory's latency, and small clusters start sooner: more than
 // eight CTAs only for slices of 8K. A row of up to two slices of 4K gains nothing from a
 // second CTA. More CTAs, too, where slices would otherwise need the large block.
@@ -86,8 +74,7 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   const int64_t slice = slice_scores(shape, ctas);
   // Many rows compete for issue slots: fewer threads each spend less on what is not per score. In
   // large clusters with few winners each, fewer threads are faster to gather at barriers.
-  const bool crowded =
-      ctas == 1 && rows > 2 * int64_t{device.sm_count} && missed_by_tiny_block(shape) < 1e-4;
+  const bool crowded = ctas == 1 && rows > 2 * int64_t{device.sm_count};
   const bool spread = ctas >= 8 && (shape.k <= 1024 || slice <= kLeastSlice);
   int32_t threads = crowded || spread ? kTinyBlock : kSmallBlock;
   while (threads < kLargeBlock && slice > most_resident_scores(threads)) threads *= 2;
