@@ -2,7 +2,6 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -53,19 +52,8 @@ int64_t slice_scores(const Shape& shape, int32_t ctas) {
 
 int64_t most_resident_scores(int32_t threads) { return int64_t{kResidentScores} * threads; }
 
-// Share of rows whose K-th score a bound by 8 warps misses (kernels/resident.cuh, resident_bins),
-// as far as their scores are in no order. Such a row is divided, and the slowest row decides.
-double missed_by_tiny_block(const Shape& shape) {
-  constexpr double kRatios[] = {1.406, 2.717, 7.04, 23.6, 111.7};
-  const double share = std::min(1.0, shape.k / std::max<double>(shape.n, 1));
-  int group = 1;
-  for (const double ratio : kRatios) group *= share * ratio < 1.0 ? 2 : 1;
-  const double warp = std::pow(1.0 - std::pow(1.0 - share, group), 32 / group);
-  return std::pow(1.0 - (1.0 - warp) * (1.0 - warp), kTinyBlock / 64);
-}
-
 // Half the SMs are enough to hide the memory's latency, and small clusters start sooner: more than
-// eight CTAs only for slices of 8K. A row of fewer than two slices of 4K gains nothing from a
+// eight CTAs only for slices of 8K. A row of up to two slices of 4K gains nothing from a
 // second CTA. More CTAs, too, where slices would otherwise need the large block.
 // benchmarks/NOTES.md, "Rows in shared memory".
 ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
@@ -73,7 +61,7 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   const int64_t rows = std::max<int64_t>(shape.rows, 1);
   const int32_t limit = std::max(std::min(device.max_cluster, kMaxCluster), 1);
   const int64_t by_length =
-      shape.n < 4 * kLeastSlice
+      shape.n <= 4 * kLeastSlice
           ? 1
           : std::min(shape.n / kLeastSlice, std::max<int64_t>(8, shape.n / (4 * kLeastSlice)));
   const int64_t wanted = std::min(device.sm_count / 2 / rows, by_length);
@@ -86,8 +74,7 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   const int64_t slice = slice_scores(shape, ctas);
   // Many rows compete for issue slots: fewer threads each spend less on what is not per score. In
   // large clusters with few winners each, fewer threads are faster to gather at barriers.
-  const bool crowded =
-      ctas == 1 && rows > 2 * int64_t{device.sm_count} && missed_by_tiny_block(shape) < 1e-4;
+  const bool crowded = ctas == 1 && rows > 2 * int64_t{device.sm_count};
   const bool spread = ctas >= 8 && (shape.k <= 1024 || slice <= kLeastSlice);
   int32_t threads = crowded || spread ? kTinyBlock : kSmallBlock;
   while (threads < kLargeBlock && slice > most_resident_scores(threads)) threads *= 2;
@@ -114,6 +101,16 @@ int64_t resident_bytes(const Shape& shape, const ResidentShape& resident, bool l
 bool resident_fits(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
   return resident.slice <= most_resident_scores(resident.threads) &&
          resident_bytes(shape, resident, false) <= device.shared_bytes_per_block;
+}
+
+// Lists of their own must not take the room of a second CTA on the SM: a GPC then holds fewer
+// clusters, perhaps fewer than there are rows. A KiB of each CTA is the system's.
+bool lists_fit(const Shape& shape, const ResidentShape& resident, const DeviceInfo& device) {
+  const auto fits = [&](bool lists, int ctas) {
+    return ctas * (resident_bytes(shape, resident, lists) + 1024) <=
+           device.shared_bytes_per_block + 1024;
+  };
+  return fits(true, 2) || (fits(true, 1) && !fits(false, 2));
 }
 
 // A second wave of large blocks costs more than reading the row in pieces, and so do large clusters
@@ -161,7 +158,7 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
     plan.ctas_per_row = resident.ctas_per_row;
     plan.threads = resident.threads;
     plan.slice = static_cast<int32_t>(resident.slice);
-    plan.own_lists = resident_bytes(shape, resident, true) <= device.shared_bytes_per_block;
+    plan.own_lists = lists_fit(shape, resident, device);
   }
   plan.chunk = tuning.chunk > 0 ? tuning.chunk : 64 * 1024;
   plan.rank_capacity = tuning.rank_capacity > 0 ? std::min(tuning.rank_capacity, 256) : 256;

@@ -48,7 +48,7 @@ struct Plan {
   int32_t max_verify;
   int32_t threads;  // kResident: per CTA
   int32_t slice;    // kResident: most scores of one CTA
-  bool own_lists;   // kResident: there is room for lists of winners beside the slice
+  bool own_lists;   // kResident: lists of winners beside the slice, where values are wanted
   bool use_hint;
   bool overlaps;  // may start before the kernel in front of it has ended
   bool force_undershoot;

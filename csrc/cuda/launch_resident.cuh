@@ -11,12 +11,14 @@ namespace gvr::cuda {
 
 template <ScoreType kType, int kThreads, bool kMore>
 cudaError_t launch_resident_block(const TopKParams& params, const Plan& plan, cudaStream_t stream) {
+  Plan own = plan;
+  own.own_lists = plan.own_lists && params.values != nullptr;  // nobody else reads scores again
   const size_t bytes =
       plan.ctas_per_row > 1
-          ? ResidentLayout<ResidentConfig<kType, true, kThreads, kMore>>::bytes(plan)
-          : ResidentLayout<ResidentConfig<kType, false, kThreads, kMore>>::bytes(plan);
+          ? ResidentLayout<ResidentConfig<kType, true, kThreads, kMore>>::bytes(own)
+          : ResidentLayout<ResidentConfig<kType, false, kThreads, kMore>>::bytes(own);
   return launch_rows<resident_kernel<kType, false, kThreads, kMore>,
-                     resident_kernel<kType, true, kThreads, kMore>>(params, plan, kThreads, bytes,
+                     resident_kernel<kType, true, kThreads, kMore>>(params, own, kThreads, bytes,
                                                                     stream);
 }
 

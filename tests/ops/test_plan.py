@@ -56,13 +56,6 @@ def test_a_named_algorithm_is_obeyed_where_it_fits(algorithm: str) -> None:
         assert plan["family"] == algorithm
 
 
-def test_many_rows_have_small_blocks_where_eight_warps_find_a_bound() -> None:
-    """Not where a row in a hundred would be divided: see benchmarks/NOTES.md, "Instructions"."""
-    threads = {k: make_plan(512, 8192, k, **H200)["threads"] for k in (512, 1024, 2048, 4096)}
-    assert threads == {512: 256, 1024: 512, 2048: 256, 4096: 256}
-    assert make_plan(264, 8192, 2048, **H200)["threads"] == 512
-
-
 def test_auto_keeps_rows_resident_as_long_as_all_of_them_run_at_once() -> None:
     def family(rows: int, n: int, device: dict[str, int] = H200) -> str:
         return make_plan(rows, n, 2048, **device)["family"]

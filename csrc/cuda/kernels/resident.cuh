@@ -52,7 +52,9 @@ __device__ __forceinline__ ResidentBins<C::kBins> resident_bins(ResidentScratch<
   }
   __syncthreads();
   const int warp = lane_id() % C::kWarps;
-  const int pair = max(scratch.warp_low[warp], scratch.warp_low[warp ^ 1]);
+  // Four pairs of warps would exceed it too often, eight single ones once in 60,000 rows.
+  const int other = C::kWarps > 8 ? scratch.warp_low[warp ^ 1] : INT_MIN;
+  const int pair = max(scratch.warp_low[warp], other);
   const float from = __int_as_float(float_order(__reduce_min_sync(~0u, pair)));
   const float most = __int_as_float(float_order(__reduce_max_sync(~0u, scratch.warp_high[warp])));
   // Of C::kThreads samples as many are winners as the ratio is smaller: with 16 of them the K-th
@@ -332,7 +334,7 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, const Plan& p
   const RowOutput<C::kType> output(p, row_index, entry);
   const void* row =
       static_cast<const typename C::E::Storage*>(p.scores) + row_index * p.score_stride;
-  write_winners(scratch, slice, chosen.winners, output, row, ResidentLayout<C>::own_lists(plan));
+  write_winners(scratch, slice, chosen.winners, output, row, C::kMore && plan.own_lists);
   const bool placed = C::kMore && p.kv.out != nullptr;
   if constexpr (S::kIsCluster) {
     if (S::rank() != 0 && !placed) return;

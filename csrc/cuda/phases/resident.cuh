@@ -55,13 +55,10 @@ struct ResidentLayout {
   static constexpr size_t kSlice = kMerged + (C::kCluster ? sizeof(ResidentMerged<C>) : 0);
   static_assert(kMerged % 16 == 0 && kSlice % 16 == 0, "read by 16-byte loads");
 
-  static __host__ __device__ constexpr bool own_lists(const Plan& plan) {
-    return C::kMore && plan.own_lists;
-  }
   static __host__ __device__ constexpr size_t bytes(const Plan& plan) {
     constexpr int kRound = C::kThreads * C::E::kPerVector;
     const size_t rounds = (plan.slice + kRound - 1) / kRound;
-    const size_t lists = own_lists(plan) ? rounds * kRound * sizeof(uint16_t) : 0;
+    const size_t lists = plan.own_lists ? rounds * kRound * sizeof(uint16_t) : 0;
     return kSlice + rounds * C::kThreads * sizeof(uint4) + lists;
   }
 };
