@@ -276,7 +276,7 @@ class TopKCache(_C.TopKCache):
         stores nothing and nothing enters or leaves. Stored positions are moved by hint_offset;
         those that it moves below 0 appear nowhere. The order of entered and left is unspecified.
 
-        Needs hint_size == k. On CUDA two launches: see `gvr_topk.serving`.
+        Needs hint_size == k. On CUDA one launch, three with sorted: see `gvr_topk.serving`.
         """
         check_scores(scores)
         check_int("layer", layer)

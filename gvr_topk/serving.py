@@ -26,8 +26,8 @@ All of them are device data: nothing is read outside the tensors, whatever they 
 graph may change them between replays.
 
 Cost: `topk_kv` and `step_kv` are one launch, as `topk` is; a sorted answer takes its usual second
-one. `step_difference` takes a second launch of one block per request on CUDA, of fixed shape, so
-that a graph can capture it: the stored answer must be read whole before any row replaces it.
+one. `step_difference` is one launch, too: each row compares with the stored answer, and the last
+row of a request to do so stores them all; a sorted answer takes two more.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ TUNINGS: dict[str, dict[str, int]] = {
     "tight staging": {"staging": 1},
     "short chunks": {"chunk": 64},
     "tight staging, short chunks": {"staging": 1, "chunk": 64},
+    "few bins": {"bins": 2},
     "rank one at a time": {"rank_capacity": 1},
     "verify once": {"max_verify": 1},
     "verify once, tight": {"max_verify": 1, "staging": 1, "chunk": 128, "rank_capacity": 8},

@@ -22,6 +22,7 @@ TUNINGS = st.fixed_dictionaries(
         "threads": st.sampled_from([0, 256, 512, 1024]),
         "staging": st.sampled_from([0, 1, 40, 300]),
         "chunk": st.sampled_from([0, 1, 32, 100, 1000]),
+        "bins": st.sampled_from([0, 1, 7, 64]),
         "rank_capacity": st.sampled_from([0, 1, 5, 64]),
         "max_verify": st.integers(0, 3),
         "force_undershoot": st.integers(0, 1),

@@ -41,6 +41,7 @@ enum StateWord : int32_t {
   kStateThreshold = 1,  // binary32 bits of the K-th score when the entry was written
   kStateHits = 2,      // how many hinted positions of that step were part of the answer, -1 unknown
   kStateAccepted = 3,  // draft 0 only: which draft's entry is the hint of the next step
+  kStateArrived = 3,   // draft 1 only: rows of the group that have compared; 0 between steps
   kStateHeader = 4,
 };
 
@@ -58,9 +59,9 @@ struct KvPlacement {
 
 // How the answer differs from the one stored in the state. Needs state_hints >= k.
 struct Difference {
-  int32_t* entered = nullptr;  // [rows, k], -1 padded; null: not wanted
+  int32_t* entered = nullptr;  // [rows, k], -1 padded; null: not wanted, or a later kernel's
   int32_t* left = nullptr;     // [rows, k], -1 padded
-  int32_t* counts = nullptr;   // [rows, 2]: how many entered, how many left
+  int32_t* counts = nullptr;   // [rows, 2]: how many entered, how many left; null: not wanted
 };
 
 // What every row looks at comes first: a kernel's parameters travel through small caches.

@@ -161,6 +161,7 @@ Plan make_plan(const Shape& shape, const DeviceInfo& device, const Tuning& tunin
     plan.own_lists = lists_fit(shape, resident, device);
   }
   plan.chunk = tuning.chunk > 0 ? tuning.chunk : 64 * 1024;
+  plan.bin_share = tuning.bins > 0 ? std::min(tuning.bins, 256) / 256.0f : 1.0f;
   plan.rank_capacity = tuning.rank_capacity > 0 ? std::min(tuning.rank_capacity, 256) : 256;
   plan.max_verify = tuning.max_verify > 0 ? tuning.max_verify : 6;
   plan.overlaps = device.capability >= 90;

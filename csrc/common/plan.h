@@ -33,6 +33,7 @@ struct Tuning {
   int32_t threads = 0;           // per CTA of kResident: up to 512, or more
   int32_t staging = 0;           // survivors that one CTA (or CPU slice) can hold
   int32_t chunk = 0;             // scores between two looks at the staging area
+  int32_t bins = 0;              // of 256 bins, those that divide the guessed range of scores
   int32_t rank_capacity = 0;     // crossing-bin size up to which the exact ranking is direct
   int32_t max_verify = 0;        // counting passes of `gvr` before it continues as `stream`
   int32_t force_undershoot = 0;  // 1: start from a threshold that admits nothing
@@ -44,6 +45,7 @@ struct Plan {
   int32_t ctas_per_row;  // cluster size; 1 for kRadix
   int32_t staging;       // entries per CTA
   int32_t chunk;         // scores per CTA between two looks at the staging area
+  float bin_share;       // of the bins, what divides the guessed range of scores
   int32_t rank_capacity;
   int32_t max_verify;
   int32_t threads;  // kResident: per CTA

@@ -13,6 +13,9 @@ cudaError_t launch_typed(const TopKParams& params, const Plan& plan, cudaStream_
   cudaError_t error = cudaSuccess;
   TopKParams selection = params;
   if (params.sorted) selection.kv.out = nullptr;  // the sort places the keys in their final order
+  const bool differs = params.difference.entered != nullptr;
+  const bool compares = params.stats != nullptr || (differs && params.sorted);
+  if (compares) selection.difference.entered = nullptr;  // likewise
   switch (plan.family) {
     case Algorithm::kGvr: error = launch_gvr<kType>(selection, plan, stream); break;
     case Algorithm::kResident: error = launch_resident<kType>(selection, plan, stream); break;
@@ -20,7 +23,6 @@ cudaError_t launch_typed(const TopKParams& params, const Plan& plan, cudaStream_
     default: error = launch_stream<kType>(selection, plan, stream); break;
   }
   if (error == cudaSuccess && params.sorted) error = launch_sort<kType>(params, stream);
-  const bool compares = params.stats != nullptr || params.difference.entered != nullptr;
   if (error == cudaSuccess && compares) error = launch_compare<kType>(params, stream);
   return error;
 }

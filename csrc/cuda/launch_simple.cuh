@@ -12,8 +12,9 @@ namespace gvr::cuda {
 
 template <ScoreType kType>
 cudaError_t launch_radix(const TopKParams& params, cudaStream_t stream) {
+  const size_t shared_bytes = params.difference.entered != nullptr ? sizeof(DifferenceScratch) : 0;
   radix_kernel<kType>
-      <<<static_cast<unsigned>(params.rows), Config::kRadixThreads, 0, stream>>>(params);
+      <<<static_cast<unsigned>(params.rows), Config::kRadixThreads, shared_bytes, stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -23,6 +23,7 @@ constexpr std::pair<const char*, int32_t Tuning::*> kTuningFields[] = {
     {"threads", &Tuning::threads},
     {"staging", &Tuning::staging},
     {"chunk", &Tuning::chunk},
+    {"bins", &Tuning::bins},
     {"rank_capacity", &Tuning::rank_capacity},
     {"max_verify", &Tuning::max_verify},
     {"force_undershoot", &Tuning::force_undershoot},
@@ -80,6 +81,7 @@ py::dict plan_dict(int64_t rows, int32_t n, int32_t k, at::ScalarType dtype, boo
   result["slice"] = plan.slice;
   result["staging"] = plan.staging;
   result["chunk"] = plan.chunk;
+  result["bin_share"] = plan.bin_share;
   result["rank_capacity"] = plan.rank_capacity;
   result["max_verify"] = plan.max_verify;
   result["use_hint"] = plan.use_hint;

@@ -28,6 +28,7 @@ _OVERRIDES = {
     "threads": (0, 0, 256, 512, 1024),
     "staging": (0, 0, 1, 40, 300),
     "chunk": (0, 0, 1, 32, 100, 1000),
+    "bins": (0, 0, 1, 7, 64),
     "rank_capacity": (0, 0, 1, 5, 64),
     "max_verify": (0, 0, 1, 2, 3),
     "force_undershoot": (0, 0, 1),

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -213,6 +214,7 @@ Tuning draw_tuning(Random& random) {
   tuning.threads = kTinyBlock << draw(random, 0, 2);
   if (draw(random, 0, 2) == 0) tuning.staging = draw(random, 64, 3000);
   if (draw(random, 0, 3) == 0) tuning.rank_capacity = draw(random, 1, 64);
+  if (draw(random, 0, 3) == 0) tuning.bins = draw(random, 1, 16);
   if (draw(random, 0, 3) == 0) tuning.chunk = 256 << draw(random, 0, 3);
   if (draw(random, 0, 9) == 0) tuning.max_verify = 1;
   if (draw(random, 0, 9) == 0) tuning.force_undershoot = 1;
@@ -298,6 +300,98 @@ TEST_CASE("The choice of auto answers rows of model size") {
     run_call(call, plan, random());
     REQUIRE(call.stats[kStatPath] == static_cast<int32_t>(Path::kResident));
     REQUIRE(call.stats[kStatPasses] == 1);
+  }
+}
+
+TEST_CASE("Where few bins divide the scores the crossing bin is divided again") {
+  Random random(17);
+  for (const Algorithm family : {Algorithm::kResident, Algorithm::kStream, Algorithm::kGvr}) {
+    for (const int ctas : {1, 2}) {
+      Call call;
+      call.n = 1'500;
+      call.k = 64;
+      call.wants_stats = true;
+      call.fill("normal", random);
+      call.tuning.ctas_per_row = ctas;
+      call.tuning.bins = 1;
+      call.tuning.rank_capacity = 32;
+      const Plan plan =
+          make_plan({1, call.n, call.k, call.dtype, false, family}, kDevice, call.tuning);
+      INFO(describe(call, plan, "normal"));
+      run_call(call, plan, random());
+      REQUIRE(call.stats[kStatRefineRounds] == 2);
+    }
+  }
+}
+
+TEST_CASE("The selection's own launch tells what entered and left each answer") {
+  Random random(19);
+  constexpr int kGroups = 2, kSteps = 3;
+  for (const Algorithm family : kFamilies) {
+    for (const int next_n : {1, 3}) {
+      Call call;
+      call.rows = kGroups * next_n;
+      const bool large = family == Algorithm::kGvr && next_n == 1;  // more than a tile of the table
+      call.n = draw(random, 1'000, 2'000) + (large ? 2'000 : 0);
+      call.k = draw(random, 1, 200) + (large ? 2'048 : 0);
+      call.tuning.ctas_per_row = 1 << draw(random, 0, 1);
+      const int32_t entry_size = kStateHeader + call.k;
+      std::vector<int32_t> state(static_cast<size_t>(call.rows) * entry_size, 0);
+      std::vector<std::set<int32_t>> previous(kGroups);
+      for (int step = 0; step < kSteps; ++step) {
+        call.lengths.clear();
+        call.starts.clear();
+        call.fill(step == 1 ? "few values" : "normal", random);
+        call.has_windows = step > 0;
+        TopKParams p = call.params();
+        p.next_n = next_n;
+        p.groups = p.requests = kGroups;
+        call.starts[1] = 0;
+        call.starts[0] = 5;
+        call.lengths[0] = 5 + draw(random, 0, call.k);  // shorter than k, or partly empty
+        p.state = state.data();
+        p.state_slots = kGroups;
+        p.state_depth = next_n;
+        p.state_hints = call.k;
+        const size_t size = static_cast<size_t>(call.rows) * call.k;
+        std::vector<int32_t> entered(size, kSentinel), left(size, kSentinel);
+        std::vector<int32_t> counts(2 * static_cast<size_t>(call.rows), kSentinel);
+        p.difference = {entered.data(), left.data(), counts.data()};
+        const Plan plan =
+            make_plan({call.rows, call.n, call.k, call.dtype, true, family}, kDevice, call.tuning);
+        INFO(describe(call, plan, "next_n ") << next_n << ", step " << step);
+        emulator::run_kernel(p, plan, random());
+        for (int row = 0; row < call.rows; ++row) {
+          const std::vector<int32_t> winners = call.expected(p, row);
+          const int32_t* given = &call.indices[static_cast<size_t>(row) * call.k];
+          const std::set<int32_t> now(winners.begin(), winners.end());
+          REQUIRE(std::set<int32_t>(given, given + now.size()) == now);
+          const std::set<int32_t>& before = now.empty() ? now : previous[row / next_n];
+          const auto check = [&](const std::set<int32_t>& a, const std::set<int32_t>& b,
+                                 const std::vector<int32_t>& out, int count) {
+            std::set<int32_t> missing;
+            std::set_difference(a.begin(), a.end(), b.begin(), b.end(),
+                                std::inserter(missing, missing.end()));
+            const int32_t* told = &out[static_cast<size_t>(row) * call.k];
+            REQUIRE(count == static_cast<int>(missing.size()));
+            REQUIRE(std::set<int32_t>(told, told + count) == missing);
+            REQUIRE(std::count(told + count, told + call.k, -1) == call.k - count);
+          };
+          check(now, before, entered, counts[2 * row]);
+          check(before, now, left, counts[2 * row + 1]);
+          const int32_t* entry = &state[static_cast<size_t>(row) * entry_size];
+          if (!now.empty()) {
+            REQUIRE(entry[kStateCount] == static_cast<int32_t>(now.size()));
+            REQUIRE(std::equal(given, given + now.size(), entry + kStateHeader));
+          }
+          if (row % next_n == 1) REQUIRE(entry[kStateArrived] == 0);
+        }
+        for (int group = 0; group < kGroups; ++group) {
+          const std::vector<int32_t> last = call.expected(p, (group + 1) * next_n - 1);
+          if (!last.empty()) previous[group] = {last.begin(), last.end()};
+        }
+      }
+    }
   }
 }
 

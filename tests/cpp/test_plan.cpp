@@ -34,7 +34,8 @@ void check_launchable(const Shape& shape, const DeviceInfo& device, const Tuning
   const bool staged = plan.family == Algorithm::kRadix ||
                       (plan.staging > shape.k &&
                        int64_t{8} * plan.staging < int64_t{device.shared_bytes_per_block});
-  const bool positive = plan.chunk > 0 && plan.rank_capacity > 0 && plan.max_verify > 0;
+  const bool positive =
+      plan.bin_share > 0 && plan.chunk > 0 && plan.rank_capacity > 0 && plan.max_verify > 0;
   const bool hint = !plan.use_hint || shape.has_hint;
   const int64_t slice_bytes = int64_t{plan.slice} * (shape.dtype == ScoreType::kFloat32 ? 4 : 2);
   const bool resident =
@@ -80,7 +81,7 @@ TEST_CASE("every override of every shape can be launched", "[plan]") {
   for (int32_t value : {1, 2, 3, 7, 64, 300, 1 << 20, std::numeric_limits<int32_t>::max()}) {
     Tuning tuning;
     tuning.ctas_per_row = tuning.chunk = value;
-    tuning.rank_capacity = tuning.max_verify = value;
+    tuning.bins = tuning.rank_capacity = tuning.max_verify = value;
     for_every_shape([&](const Shape& shape) {
       for (const DeviceInfo& device : kDevices) check_launchable(shape, device, tuning);
     });
@@ -93,6 +94,7 @@ TEST_CASE("overrides are obeyed", "[plan]") {
   tuning.ctas_per_row = 4;
   tuning.staging = 200;
   tuning.chunk = 96;
+  tuning.bins = 64;
   tuning.rank_capacity = 3;
   tuning.max_verify = 1;
   tuning.force_undershoot = 1;
@@ -101,6 +103,7 @@ TEST_CASE("overrides are obeyed", "[plan]") {
   CHECK(plan.ctas_per_row == 4);
   CHECK(plan.staging == 200);
   CHECK(plan.chunk == 96);
+  CHECK(plan.bin_share == 0.25f);
   CHECK(plan.rank_capacity == 3);
   CHECK(plan.max_verify == 1);
   CHECK(plan.force_undershoot);

@@ -137,6 +137,10 @@ def test_every_end_of_a_divided_row_is_entered(
 RESIDENT_ENDS: dict[str, tuple[dict[str, int], Callable[[Stats], Tensor]]] = {
     "ranked at once": ({}, lambda s: s.passes == 1),
     "too many ties to rank": ({}, lambda s: s.passes > 1),
+    "the bin of the K-th holds too many": (
+        {"bins": 1, "rank_capacity": 32},
+        lambda s: (s.passes == 1) & (s.refine_rounds == 2),
+    ),
     "hardly anything may be ranked": ({"rank_capacity": 1}, lambda s: s.passes > 1),
     "the fall back is tight": (
         {"staging": 1, "chunk": 32, "rank_capacity": 1},

@@ -9,7 +9,7 @@ Faults that change only the time of a call are no faults: the answer would be th
 from __future__ import annotations
 
 from fault import Fault
-from faults_cuda import ON_CUDA, ON_DIVIDE, ON_RESIDENT
+from faults_cuda import ON_CUDA, ON_DIFFERENCE, ON_DIVIDE, ON_RESIDENT
 from faults_serving import ON_CACHE, ON_SERVING
 from faults_winners import ON_WINNERS
 
@@ -364,6 +364,7 @@ FAULTS = [
     *ON_SERVING,
     *ON_CACHE,
     *ON_CUDA,
+    *ON_DIFFERENCE,
     *ON_RESIDENT,
     *ON_DIVIDE,
     *ON_WINNERS,

@@ -167,15 +167,15 @@ ON_CUDA = [
     ),
     Fault(
         "rank one too high",
-        f"{PHASES}/refine.cuh",
-        "scratch.ranks[j] > mine ? 1u : 0u",
-        "scratch.ranks[j] >= mine ? 1u : 0u",
+        f"{PHASES}/crossing.cuh",
+        "better += ranks[j] > mine",
+        "better += ranks[j] >= mine",
         "an entry is not better than itself",
         device="cuda",
     ),
     Fault(
         "NaN in the lowest bin",
-        f"{PHASES}/refine.cuh",
+        f"{PHASES}/crossing.cuh",
         "__saturatef(fmaf(x, slope, offset));",
         "1.0f - __saturatef(fmaf(x, -slope, 1.0f - offset));",
         "NaN is the largest score",
@@ -248,6 +248,41 @@ ON_CUDA = [
     ),
 ]
 
+ON_DIFFERENCE = [
+    Fault(
+        "the first row of a group stores all",
+        f"{PHASES}/difference.cuh",
+        "static_cast<uint32_t>(p.next_n - 1);",
+        "0u;",
+        "every row compares with the answer before the step",
+        device="cuda",
+    ),
+    Fault(
+        "the second tile forgets the first",
+        f"{PHASES}/difference.cuh",
+        "return unless_in_table(out[i]);",
+        "return unless_in_table(a(i));",
+        "what an earlier tile held stays out",
+        device="cuda",
+    ),
+    Fault(
+        "differences in a warp's own places",
+        f"{PHASES}/difference.cuh",
+        "out[kept + before + among]",
+        "out[kept + among]",
+        "warps write behind those before them",
+        device="cuda",
+    ),
+    Fault(
+        "a short row compares by its memory",
+        f"{PHASES}/difference.cuh",
+        "whole ? window.begin : -1",
+        "whole ? 0 : -1",
+        "consecutive positions begin with the window",
+        device="cuda",
+    ),
+]
+
 ON_RESIDENT = [
     Fault(
         "resident: one more than can be ranked",
@@ -309,11 +344,11 @@ ON_RESIDENT = [
         tool="racecheck",
     ),
     Fault(
-        "resident: an entry is better than itself",
+        "resident: a rank one too high",
         RESIDENT,
-        "scratch.ranks[j] > rank ?",
-        "scratch.ranks[j] >= rank ?",
-        "> for >= in the ranking",
+        "const uint32_t position = scratch.above + count_better",
+        "const uint32_t position = scratch.above + 1 + count_better",
+        "the best of the crossing bin follows the better bins",
         device="cuda",
     ),
     Fault(

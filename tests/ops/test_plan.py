@@ -34,6 +34,7 @@ def test_every_plan_can_be_launched(algorithm: str, device: dict[str, int]) -> N
         assert plan["family"] in ("gvr", "resident", "stream", "radix"), label
         assert _is_power_of_two(plan["ctas_per_row"]), label
         assert plan["ctas_per_row"] <= device["max_cluster"], label
+        assert plan["bin_share"] == 1, label
         assert plan["chunk"] > 0 and plan["rank_capacity"] > 0 and plan["max_verify"] > 0, label
         assert plan["use_hint"] <= has_hint, label
         if plan["family"] == "radix":
@@ -95,10 +96,11 @@ def test_overrides_are_obeyed_and_kept_launchable() -> None:
         with tuning(ctas_per_row=ctas):
             assert make_plan(1, 1500, 64, algorithm="gvr", **H200)["ctas_per_row"] == ctas
             assert make_plan(1, 1500, 64, algorithm="gvr", **A100)["ctas_per_row"] == 1
-    with tuning(staging=1, chunk=64, rank_capacity=3, max_verify=1, ignore_hint=1):
+    with tuning(staging=1, chunk=64, bins=64, rank_capacity=3, max_verify=1, ignore_hint=1):
         plan = make_plan(1, 1500, 64, has_hint=True, algorithm="gvr", **H200)
     assert 64 < plan["staging"] < 128
     assert (plan["chunk"], plan["rank_capacity"], plan["max_verify"]) == (64, 3, 1)
+    assert plan["bin_share"] == 0.25
     assert not plan["use_hint"] and not plan["force_undershoot"]
 
 

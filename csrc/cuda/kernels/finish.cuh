@@ -5,7 +5,6 @@
 
 #include <cub/block/block_merge_sort.cuh>
 #include <cub/block/block_reduce.cuh>
-#include <cub/block/block_scan.cuh>
 
 #include "../phases/emit.cuh"
 
@@ -53,87 +52,17 @@ __global__ void __launch_bounds__(Config::kSortThreads)
 // Shared memory of compare_kernel: one use after the other.
 template <int kThreads>
 struct CompareScratch {
-  static constexpr int kTile = 2048;  // positions in the table at a time
-  static constexpr int kTable = 2 * kTile;
   using MinReduce = cub::BlockReduce<uint64_t, kThreads>;
   using SumReduce = cub::BlockReduce<int, kThreads>;
-  using Scan = cub::BlockScan<int, kThreads>;
   union {
     typename MinReduce::TempStorage least;
     typename SumReduce::TempStorage sum;
-    typename Scan::TempStorage scan;
+    DifferenceScratch difference;
   };
-  int32_t table[kTable];  // open addressing, -1 is free
-  uint64_t kth;           // rank key of the row's K-th score
+  uint64_t kth;  // rank key of the row's K-th score
   int winners;
-
-  __device__ __forceinline__ static uint32_t first_place(int32_t position) {
-    return (static_cast<uint32_t>(position) * 2654435769u) >> 20;  // golden ratio, 12 bits
-  }
-  __device__ __forceinline__ void insert(int32_t position) {
-    for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
-      const int32_t found = atomicCAS(&table[at], -1, position);
-      if (found == -1 || found == position) return;
-    }
-  }
-  __device__ __forceinline__ bool contains(int32_t position) const {
-    for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
-      if (table[at] == position) return true;
-      if (table[at] == -1) return false;
-    }
-  }
 };
 using Comparing = CompareScratch<Config::kSortThreads>;
-static_assert(Comparing::kTable == 1 << 12, "first_place gives 12 bits");
-
-// Positions by number: those of the answer, or those stored by an earlier step (-1: dropped).
-struct Selected {
-  const int32_t* indices;
-  __device__ __forceinline__ int32_t operator()(int i) const { return indices[i]; }
-};
-struct Stored {
-  const int32_t* indices;
-  int64_t offset;
-  __device__ __forceinline__ int32_t operator()(int i) const {
-    return stored_position(indices[i], offset);
-  }
-};
-
-// out: the positions of a that b lacks, in a's order, then -1 up to k; returns how many. Constant
-// shared memory, whatever the sizes: b passes through the table tile by tile. Block-wide.
-template <class A, class B>
-__device__ int write_missing(Comparing& scratch, A a, int a_size, B b, int b_size, int32_t* out,
-                             int k) {
-  constexpr int kThreads = Config::kSortThreads;
-  for (int i = threadIdx.x; i < a_size; i += kThreads) out[i] = a(i);
-  for (int first = 0; first < b_size; first += Comparing::kTile) {
-    __syncthreads();
-    for (int i = threadIdx.x; i < Comparing::kTable; i += kThreads) scratch.table[i] = -1;
-    __syncthreads();
-    const int end = min(first + Comparing::kTile, b_size);
-    for (int i = first + threadIdx.x; i < end; i += kThreads) {
-      const int32_t position = b(i);
-      if (position >= 0) scratch.insert(position);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < a_size; i += kThreads) {
-      if (out[i] >= 0 && scratch.contains(out[i])) out[i] = -1;
-    }
-  }
-  int missing = 0;
-  for (int first = 0; first < a_size; first += kThreads) {
-    const int i = first + threadIdx.x;
-    const int32_t position = i < a_size ? out[i] : -1;
-    int at = 0, total = 0;
-    __syncthreads();  // this part has been read, the scan's storage is free
-    Comparing::Scan(scratch.scan).ExclusiveSum(position >= 0 ? 1 : 0, at, total);
-    if (position >= 0) out[missing + at] = position;  // never behind the part just read
-    missing += total;
-  }
-  __syncthreads();
-  for (int i = missing + threadIdx.x; i < k; i += kThreads) out[i] = -1;
-  return missing;
-}
 
 // The row's K-th score and its number of winners, in scratch. Block-wide.
 template <ScoreType kType>
@@ -185,27 +114,9 @@ __device__ int count_hits(const TopKParams& p, int64_t row_index, RowWindow wind
   return hits;
 }
 
-// What entered the row's answer since the stored one, and what left it. A row without a valid score
-// reads nothing. Block-wide.
-__device__ __forceinline__ void write_difference(const TopKParams& p, int64_t row_index,
-                                                 HintRow hint, Comparing& scratch) {
-  const int winners = scratch.winners;
-  const int stored = winners > 0 ? min(hint.size, p.k) : 0;
-  const Selected selected{p.indices + row_index * p.indices_stride};
-  const Stored previous{hint.indices, p.hint_offset};
-  const int entered = write_missing(scratch, selected, winners, previous, stored,
-                                    p.difference.entered + row_index * p.k, p.k);
-  const int left = write_missing(scratch, previous, stored, selected, winners,
-                                 p.difference.left + row_index * p.k, p.k);
-  if (threadIdx.x == 0) {
-    p.difference.counts[2 * row_index] = entered;
-    p.difference.counts[2 * row_index + 1] = left;
-  }
-}
-
-// One block per group of rows, for telemetry and differences: how the answers compare with the
-// hint. The selection left the state alone (begin_entry), so the old hint is still there for every
-// row of the group; the new ones replace it at the end.
+// One block per group of rows, for telemetry, and for differences to sorted answers: how the
+// answers compare with the hint. The selection left the state alone (begin_entry), so the old hint
+// is still there for every row of the group; the new ones replace it at the end.
 template <ScoreType kType>
 __global__ void __launch_bounds__(Config::kSortThreads)
     compare_kernel(const __grid_constant__ TopKParams p) {
@@ -220,7 +131,10 @@ __global__ void __launch_bounds__(Config::kSortThreads)
     find_kth<kType>(p, row, scratch);
     int hits = -1;
     if (p.stats != nullptr) hits = count_hits<kType>(p, row, window, hint, scratch);
-    if (p.difference.entered != nullptr) write_difference(p, row, hint, scratch);
+    if (p.difference.entered != nullptr) {
+      const Selected selected{p.indices + row * p.indices_stride, scratch.winners};
+      write_difference(p, row, selected, hint, scratch.difference, Config::kSortThreads);
+    }
     if (slot >= 0 && threadIdx.x == 0) {
       // As everywhere, a short row has no k-th score.
       const uint32_t kth_key = window.size() <= p.k ? kKeyMinusInf : rank_key_score(scratch.kth);

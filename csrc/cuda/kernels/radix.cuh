@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(Config::kRadixThreads, 1)
     }
     put_stats(p, row_index, Path::kRadix, rounds + 1, p.k, 0, 0, rounds);
   }
-  finish_row(p, row_index, Config::kRadixThreads);
+  finish_row<kType>(p, row_index, Config::kRadixThreads);
 }
 
 }  // namespace gvr::cuda

@@ -33,7 +33,8 @@ static_assert(kResidentScores == 32, "one bit each in a mask");
 // of 8 pairs exceeds it once in 700 rows.
 template <class C>
 __device__ __forceinline__ ResidentBins<C::kBins> resident_bins(ResidentScratch<C>& scratch,
-                                                                float sampled, float k, float n) {
+                                                                float sampled, float k, float n,
+                                                                float share) {
   constexpr float kRatios[] = {1.406f, 2.717f, 7.04f, 23.6f, 111.7f};  // for groups of 2, 4, ... 32
   const float ratio = n * reciprocal(k);
   const int mine = float_order(__float_as_int(sampled));
@@ -62,7 +63,7 @@ __device__ __forceinline__ ResidentBins<C::kBins> resident_bins(ResidentScratch<
   const float margin = ratio > C::kThreads / 8.0f    ? 2.0f
                        : ratio > C::kThreads / 16.0f ? 0.5f
                                                      : 0.0f;
-  return ResidentBins<C::kBins>::between(from, most + margin * (most - from), C::kBins);
+  return ResidentBins<C::kBins>::between(from, most + margin * (most - from), share * C::kBins);
 }
 
 // Counts of this thread's bin: of all CTAs, and of those before this one.
@@ -211,7 +212,7 @@ template <class C>
 __device__ __forceinline__ Chosen choose(const ResidentSlice<C>& slice,
                                          const ResidentBins<C::kBins>& bins, int crossing_bin) {
   using E = typename C::E;
-  const int crossed = ResidentBins<C::kBins>::kOrigin + crossing_bin;
+  const int crossed = kBinOrigin + crossing_bin;
   uint32_t winners = 0, reached = 0;
 #pragma unroll 2
   for (int u = 0; u < slice.vectors; ++u) {
@@ -286,27 +287,20 @@ __device__ __forceinline__ void write_winners(ResidentScratch<C>& scratch,
   }
 }
 
-// The leader's end: eight lanes compare an entry of the crossing bin with all others.
+// The leader's end: entries of the crossing bin, ranked by comparison.
 template <class C>
 __device__ __forceinline__ void rank_crossing(const TopKParams& p,
                                               const ResidentScratch<C>& scratch,
                                               const RowOutput<C::kType>& output,
                                               int64_t row_index) {
-  constexpr uint32_t kLanes = 8;
   const uint32_t inside = scratch.inside;
   const auto k = static_cast<uint32_t>(p.k);
-  const uint32_t lane = threadIdx.x % kLanes;
-  const uint32_t first = threadIdx.x / kLanes;
+  const uint32_t first = threadIdx.x / kRankLanes;
 #pragma unroll 1
-  for (uint32_t i = first; i - first % (32 / kLanes) < inside; i += C::kThreads / kLanes) {
+  for (uint32_t i = first; i - lane_id() / kRankLanes < inside; i += C::kThreads / kRankLanes) {
     const uint64_t rank = scratch.ranks[min(i, inside - 1)];
-    uint32_t better = 0;
-    for (uint32_t j = lane; j < inside; j += kLanes) better += scratch.ranks[j] > rank ? 1u : 0u;
-    __syncwarp();
-#pragma unroll
-    for (uint32_t d = 1; d < kLanes; d *= 2) better += __shfl_xor_sync(~0u, better, d);
-    const uint32_t position = scratch.above + better;
-    if (lane != 0 || i >= inside || position >= k) continue;
+    const uint32_t position = scratch.above + count_better(scratch.ranks, inside, rank);
+    if (threadIdx.x % kRankLanes != 0 || i >= inside || position >= k) continue;
     output.indices[position] = rank_key_index(rank);
     if constexpr (!C::kMore) continue;
     if (output.values != nullptr) output.put_value(position, scratch.rank_raw[i]);
@@ -335,19 +329,19 @@ __device__ __forceinline__ void emit_selected(const TopKParams& p, const Plan& p
   const void* row =
       static_cast<const typename C::E::Storage*>(p.scores) + row_index * p.score_stride;
   write_winners(scratch, slice, chosen.winners, output, row, C::kMore && plan.own_lists);
-  const bool placed = C::kMore && p.kv.out != nullptr;
+  const bool finishes = C::kMore && wants_finish(p);
   if constexpr (S::kIsCluster) {
-    if (S::rank() != 0 && !placed) return;
+    if (S::rank() != 0 && !finishes) return;
     S::wait();
-    if (placed) S::arrive();  // this CTA's winners are written
+    if (finishes) S::arrive();  // this CTA's winners are written
     if (S::rank() != 0) return;
   } else {
     __syncthreads();
   }
   rank_crossing(p, scratch, output, row_index);
-  if (placed) {
+  if (finishes) {
     S::wait();
-    finish_row(p, row_index, C::kThreads);
+    finish_row<C::kType>(p, row_index, C::kThreads);
   }
   if (C::kMore && p.stats != nullptr && threadIdx.x == 0) {
     put_stats(p, row_index, Path::kResident, 1, scratch.admitted, 0, 0, scratch.rounds);
@@ -447,8 +441,8 @@ __global__ void __launch_bounds__(kThreads, kResidentThreadsPerSm / kThreads)
     slice.arrive();
     sampled = sample_slice(slice, n);
   }
-  const auto bins =
-      resident_bins<C>(scratch, E::to_float(sampled), static_cast<float>(k), static_cast<float>(n));
+  const auto bins = resident_bins<C>(scratch, E::to_float(sampled), static_cast<float>(k),
+                                     static_cast<float>(n), plan.bin_share);
   if constexpr (kCluster) {
     slice.arrive_early();
     count_vectors(scratch, slice, bins, 0, slice.early);

@@ -39,6 +39,8 @@ struct DivideScratch {
   uint32_t neighbours[2];  // next_sampled's answer
 };
 
+static_assert(sizeof(DifferenceScratch) <= sizeof(DivideScratch), "every launch has room for both");
+
 // Keys between which the K-th score's key lies, both inclusive, and how many scores lie beyond.
 struct KeyRange {
   uint32_t low = 0, high = kKeyNan;
@@ -444,9 +446,9 @@ __device__ __noinline__ void divide_row(const TopKParams& p, int32_t* entry, uin
   const RowOutput<kType> output(p, task.row_index, entry);
   WinnerVisitor<kType, kThreads> visitor{output, &scratch.emitted, base, Pivot(kth.key), last};
   visit_range<kType, kThreads>(task.row, task.begin, task.end, visitor);
-  if (p.kv.out != nullptr) S::sync();  // all winners are written
+  if (wants_finish(p)) S::sync();  // all winners are written
   if (S::rank() != 0) return;
-  finish_row(p, task.row_index, kThreads);
+  finish_row<kType>(p, task.row_index, kThreads);
   if (threadIdx.x != 0) return;
   if (entry != nullptr) write_state_header(p, task.row_index, entry, p.k, kth.key, -1);
   put_stats(p, task.row_index, earlier.path, earlier.passes + kth.reads + 1,

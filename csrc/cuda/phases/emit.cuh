@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "../../common/rows.h"
+#include "difference.cuh"
 #include "slice.cuh"
 
 namespace gvr::cuda {
@@ -30,9 +31,9 @@ inline __device__ __noinline__ int64_t claim_slot(const TopKParams& p, int64_t g
 
 // The state entry that this row's answer goes to, null: none. Block-wide, exactly one barrier, and
 // the place for it is the row's first one: other threads wait there for the window. Comparing needs
-// the old entries after the selection, so compare_kernel then writes the state.
+// the old entries after the selection: then finish_difference or compare_kernel writes the state.
 __device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row, int threads) {
-  if (p.state == nullptr || p.stats != nullptr || p.difference.entered != nullptr) {
+  if (p.state == nullptr || p.stats != nullptr || p.difference.counts != nullptr) {
     __syncthreads();
     return nullptr;
   }
@@ -46,19 +47,29 @@ __device__ __forceinline__ int32_t* begin_entry(const TopKParams& p, int64_t row
   return slot < 0 ? nullptr : state_entry(p, slot, row_draft(p, row));
 }
 
-// Header of a state entry after a step. A row without winners leaves the state alone. The request's
-// last draft is the one whose answer serves as the next hint, until commit() says otherwise.
-__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row, int32_t* entry,
-                                                   int32_t winners, uint32_t kth_key,
-                                                   int32_t hits) {
-  if (winners == 0) return;
-  entry[kStateCount] = hint_count(p, winners);
+__device__ __forceinline__ void write_state_score(int32_t* entry, uint32_t kth_key, int32_t hits) {
   entry[kStateThreshold] = static_cast<int32_t>(float_bits(key_to_float(kth_key)));
   entry[kStateHits] = hits;
+}
+
+// The request's last draft is the one whose answer serves as the next hint, until commit() says
+// otherwise.
+__device__ __forceinline__ void write_state_count(const TopKParams& p, int64_t row, int32_t* entry,
+                                                  int32_t winners) {
+  entry[kStateCount] = hint_count(p, winners);
   const int32_t draft = row_draft(p, row);
   if (draft != p.next_n - 1) return;
   int32_t* first = entry - int64_t{draft} * (kStateHeader + p.state_hints);  // draft 0 of the slot
   first[kStateAccepted] = draft;
+}
+
+// Header of a state entry after a step. A row without winners leaves the state alone.
+__device__ __forceinline__ void write_state_header(const TopKParams& p, int64_t row, int32_t* entry,
+                                                   int32_t winners, uint32_t kth_key,
+                                                   int32_t hits) {
+  if (winners == 0) return;
+  write_state_score(entry, kth_key, hits);
+  write_state_count(p, row, entry, winners);
 }
 
 // The winner at an output position, as a hint for the next step.
@@ -140,12 +151,47 @@ inline __device__ __noinline__ void emit_places(const TopKParams& p, int64_t row
   }
 }
 
+// The row's difference to the stored answer, which the last row of a group replaces. Takes all
+// shared memory. Block-wide, by one CTA of the row.
+template <ScoreType kType>
+__device__ __noinline__ void finish_difference(const TopKParams& p, int64_t row, int threads) {
+  auto& scratch = *reinterpret_cast<DifferenceScratch*>(g_shared);
+  const int64_t group = row_group(p, row);
+  const int64_t slot = claim_slot(p, group, threads);
+  const HintRow previous = slot < 0 ? HintRow{nullptr, 0} : slot_hint(p, slot);
+  const Selected selected = selected_positions(p, row);
+  write_difference(p, row, selected, previous, scratch, threads);
+  if (slot < 0) return;
+  // As everywhere, a short row has no k-th score.
+  uint32_t kth_key = kKeyMinusInf;
+  if (selected.first < 0) kth_key = least_key<kType>(p, row, selected, scratch, threads);
+  if (threadIdx.x == 0 && selected.winners > 0) {
+    write_state_score(state_entry(p, slot, row_draft(p, row)), kth_key, -1);
+  }
+  if (!last_of_group(p, slot, scratch)) return;
+  for (int64_t each = group * p.next_n; each < (group + 1) * p.next_n; ++each) {
+    const Selected answer = selected_positions(p, each);
+    int32_t* entry = state_entry(p, slot, row_draft(p, each));
+    for (int i = threadIdx.x; i < answer.winners; i += threads) {
+      store_hint(p, entry, static_cast<uint32_t>(i), answer(i));
+    }
+    if (threadIdx.x == 0 && answer.winners > 0) write_state_count(p, each, entry, answer.winners);
+  }
+}
+
+// Whether a row has a finish, for which every put of the row must be visible to one CTA.
+__device__ __forceinline__ bool wants_finish(const TopKParams& p) {
+  return p.kv.out != nullptr || p.difference.entered != nullptr;
+}
+
 // Block-wide, the end of a row that was selected: by one CTA, after a barrier (of the cluster,
 // where the row has one) behind the row's last put but for the caller's own.
+template <ScoreType kType>
 __device__ __forceinline__ void finish_row(const TopKParams& p, int64_t row, int threads) {
-  if (p.kv.out == nullptr) return;
+  if (!wants_finish(p)) return;
   __syncthreads();
-  emit_places(p, row, threads);
+  if (p.kv.out != nullptr) emit_places(p, row, threads);
+  if (p.difference.entered != nullptr) finish_difference<kType>(p, row, threads);
 }
 
 // n <= K: every valid index in ascending order, then padding. No selection, no hint, no barrier.
@@ -176,6 +222,9 @@ __device__ __noinline__ void emit_short_row(const TopKParams& p, int64_t row_ind
       write_state_header(p, row_index, output.entry, n, kKeyMinusInf, -1);
     }
     put_stats(p, row_index, n > 0 ? Path::kShort : Path::kEmpty, 0, 0, 0, 0, 0);
+  }
+  if (part == 0 && p.difference.entered != nullptr) {
+    finish_difference<kType>(p, row_index, threads);
   }
 }
 

@@ -15,30 +15,28 @@
 
 #include <cstdint>
 
+#include "crossing.cuh"
 #include "emit.cuh"
 #include "scope.cuh"
 #include "scratch.cuh"
 
 namespace gvr::cuda {
 
-// Monotone map from score to place: kOrigin + bin, bin 0 being the best. Two fused operations, each
-// rounded once; the first clamps, and turns NaN into 0, which is the best. A range that floats
-// cannot divide puts everything into bin 0, and further rounds do the work.
+// Bins of scores, the best first; `share` of them divide the range, others take what is below it. A
+// range that floats cannot divide puts everything into bin 0, and further rounds do the work.
 struct LinearBins {
-  static constexpr int kOrigin = 0x40000000;  // bits of 2; four times this is 0 in an address
-  float slope, offset;                        // of the way from the best bin, in units of all bins
+  float slope, offset;  // of bin_code
 
-  __device__ __forceinline__ LinearBins(float from, float to) {
-    const float scale = __fdividef(1.0f, to - from);
-    offset = fmaf(from, scale, 1.0f);
+  __device__ __forceinline__ LinearBins(float from, float to, float share) {
+    const float scale = __fdividef(share, to - from);
+    offset = fmaf(from, scale, share);
     // Infinities times a scale of 0 would be NaN, and so would their difference to an offset.
     const bool divides = to > from && scale > 0.0f && scale < 3.0e38f && fabsf(offset) < 3.0e38f;
     slope = divides ? -scale : 0.0f;
     if (!divides) offset = 0.0f;
   }
-  __device__ __forceinline__ int place(float x) const {
-    const float way = __saturatef(fmaf(x, slope, offset));
-    return __float_as_int(fmaf(way, (Config::kBins - 1) * 0x1p-22f, 2.0f));
+  __device__ __forceinline__ int code(float x) const {
+    return bin_code<Config::kBins - 1>(x, slope, offset);
   }
 };
 
@@ -56,8 +54,8 @@ template <ScoreType kType>
 __device__ __forceinline__ int side(const Crossing& crossing, const LinearBins& bins,
                                     Staging staging, uint32_t i) {
   if (crossing.linear) {
-    const int crossed = LinearBins::kOrigin + crossing.bin;
-    return crossed - bins.place(Element<kType>::to_float(staging.raw(i)));
+    const int crossed = kBinOrigin + crossing.bin;
+    return crossed - bins.code(Element<kType>::to_float(staging.raw(i)));
   }
   return rank_side(crossing, staged_rank<kType>(staging, i));
 }
@@ -231,23 +229,15 @@ __device__ __noinline__ int narrow(Staging staging, uint32_t count, uint32_t wan
 }
 
 // take(i, better) for each of the first `count` ranked entries, by one thread: how many of them are
-// better than entry i. Eight lanes share the comparisons of one entry. Block-wide.
+// better than entry i. Block-wide.
 template <class Take>
 __device__ __forceinline__ void for_each_ranked(const Scratch& scratch, uint32_t count, Take take) {
-  constexpr uint32_t kLanes = 8;
-  const uint32_t part = threadIdx.x % kLanes;
 #pragma unroll 1
-  for (uint32_t base = 0; base < count; base += Config::kThreads / kLanes) {
-    const uint32_t i = base + threadIdx.x / kLanes;
-    if (i - lane_id() / kLanes >= count) break;  // the whole warp
-    const uint64_t mine = scratch.ranks[min(i, count - 1)];
-    uint32_t better = 0;
-#pragma unroll 4
-    for (uint32_t j = part; j < count; j += kLanes) better += scratch.ranks[j] > mine ? 1u : 0u;
-    __syncwarp();
-#pragma unroll
-    for (uint32_t d = 1; d < kLanes; d *= 2) better += __shfl_xor_sync(~0u, better, d);
-    if (part == 0 && i < count) take(i, better);
+  for (uint32_t base = 0; base < count; base += Config::kThreads / kRankLanes) {
+    const uint32_t i = base + threadIdx.x / kRankLanes;
+    if (i - lane_id() / kRankLanes >= count) break;  // the whole warp
+    const uint32_t better = count_better(scratch.ranks, count, scratch.ranks[min(i, count - 1)]);
+    if (threadIdx.x % kRankLanes == 0 && i < count) take(i, better);
   }
 }
 
@@ -257,7 +247,7 @@ template <ScoreType kType>
 __device__ __noinline__ uint64_t select_staged(Staging staging, uint32_t count, uint32_t k,
                                                uint32_t capacity) {
   Scratch& scratch = shared_scratch();
-  const LinearBins bins(0.0f, 0.0f);
+  const LinearBins bins(0.0f, 0.0f, 1.0f);
   narrow<kType, Scope<false>>(staging, count, k, capacity, bins, /*everything=*/true);
   const Crossing crossing = scratch.crossing;
   scratch.bins[threadIdx.x] = 0;
@@ -293,8 +283,8 @@ __device__ __forceinline__ Merge merge_survivors(Scratch& scratch, Staging stagi
     const int left = static_cast<int>(count - 4 * v);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int place = bins.place(Element<kType>::to_float(raw[j]));
-      if (j < left) atomicAdd(&scratch.bins[place - LinearBins::kOrigin], 1u);
+      const int code = bins.code(Element<kType>::to_float(raw[j]));
+      if (j < left) atomicAdd(&scratch.bins[code - kBinOrigin], 1u);
     }
   }
   if (threadIdx.x == 0) {
@@ -411,9 +401,9 @@ __device__ __forceinline__ int refine_and_emit(const TopKParams& p, Scratch& scr
     rounds += narrow<kType, S>(staging, count, k, capacity, bins, /*everything=*/false);
     place_by_rank<kType, S>(p, row_index, staging, count);
   } else {
-    const int crossed = LinearBins::kOrigin + scratch.crossing.bin;
+    const int crossed = kBinOrigin + scratch.crossing.bin;
     place_staged<kType, S>(output, staging, count, [&](uint32_t raw, int32_t) {
-      return crossed - bins.place(Element<kType>::to_float(raw));
+      return crossed - bins.code(Element<kType>::to_float(raw));
     });
   }
   if constexpr (S::kIsCluster) {

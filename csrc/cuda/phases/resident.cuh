@@ -6,6 +6,7 @@
 #include <climits>
 #include <cstdint>
 
+#include "crossing.cuh"
 #include "slice.cuh"
 #include "task.cuh"
 
@@ -198,15 +199,12 @@ __device__ __forceinline__ float reciprocal(float x) {
 #endif
 }
 
-// Bin of a score: 0 is the best, kBins is refused. Its code, the bits of 2 + bin * 2^-22, takes two
-// fused operations, the first of which clamps to [0, 1] in the same breath and turns NaN into 0,
-// which is the best. Monotone in the score; the best bin is open above, and -inf and whatever is
-// under the bound is refused.
+// Bin of a score: 0 is the best, open above; kBins is refused, as are -inf and whatever is under
+// the bound.
 template <int kBins>
 struct ResidentBins {
-  static constexpr int kOrigin = 0x40000000;  // bits of 2; four times this is 0 in an address
-  float slope, offset;                        // of the way from the best bin, in units of all bins
-  bool usable;                                // floats can divide the range
+  float slope, offset;  // of bin_code
+  bool usable;          // floats can divide the range
 
   // `least` lies in the last bin, `most` a number of bins before its end.
   static __device__ __forceinline__ ResidentBins between(float least, float most,
@@ -217,11 +215,8 @@ struct ResidentBins {
     const bool usable = most > least && scale > 0.0f && scale < 1.0e30f && fabsf(least) < 1.0e30f;
     return {-scale, fmaf(least, scale, kLast), usable};
   }
-  __device__ __forceinline__ int code(float x) const {
-    const float way = __saturatef(fmaf(x, slope, offset));
-    return __float_as_int(fmaf(way, kBins * 0x1p-22f, 2.0f));
-  }
-  __device__ __forceinline__ int bin(float x) const { return code(x) - kOrigin; }
+  __device__ __forceinline__ int code(float x) const { return bin_code<kBins>(x, slope, offset); }
+  __device__ __forceinline__ int bin(float x) const { return code(x) - kBinOrigin; }
   // Bins that divide one bin, and a little around it. What lies beyond the best bin is spread over
   // as wide a range again as all bins cover.
   __device__ __forceinline__ ResidentBins finer(int bin) const {

@@ -87,6 +87,10 @@ __device__ __forceinline__ void give_up(const TopKParams& p, Path path, int pass
   divide_row<kType, S, Config::kThreads>(p, entry, 0u, {path, passes, overflows, undershoots});
 }
 
+__device__ __forceinline__ LinearBins guessed_bins(const Plan& plan, const Scratch& scratch) {
+  return {scratch.guess.bins_low, scratch.guess.bins_high, plan.bin_share};
+}
+
 // After the first collection: merge, and while the row has shown fewer than K survivors, collect
 // again. Then select and write.
 template <ScoreType kType, class S>
@@ -96,8 +100,7 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
   const auto capacity = static_cast<uint32_t>(plan.rank_capacity);
   int undershoots = 0;
   for (;;) {
-    const LinearBins bins(scratch.guess.bins_low, scratch.guess.bins_high);
-    const Merge merge = merge_survivors<kType, S>(scratch, staging, bins,
+    const Merge merge = merge_survivors<kType, S>(scratch, staging, guessed_bins(plan, scratch),
                                                   static_cast<uint32_t>(p.k), undershoots == 0);
     if (merge == Merge::kEnough) break;
     if (merge == Merge::kFew) {
@@ -115,9 +118,9 @@ __device__ __forceinline__ void select_and_emit(const TopKParams& p, const Plan&
   if (p.stats != nullptr && overflows != 0 && threadIdx.x == 0) {
     atomicAdd(S::remote(&scratch.overflows, 0), overflows);
   }
-  const int rounds = refine_and_emit<kType, S>(
-      p, scratch, staging, capacity, LinearBins(scratch.guess.bins_low, scratch.guess.bins_high));
-  if (S::rank() == 0) finish_row(p, scratch.task.row_index, Config::kThreads);
+  const int rounds =
+      refine_and_emit<kType, S>(p, scratch, staging, capacity, guessed_bins(plan, scratch));
+  if (S::rank() == 0) finish_row<kType>(p, scratch.task.row_index, Config::kThreads);
   if (p.stats != nullptr && S::rank() == 0 && threadIdx.x == 0) {
     put_stats(p, scratch.task.row_index, path, passes + undershoots, scratch.survivors,
               scratch.overflows, undershoots, rounds);

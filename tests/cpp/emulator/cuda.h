@@ -131,6 +131,22 @@ T atomicMin(T* at, std::type_identity_t<T> value) {
   return old;
 }
 
+template <class T>
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  std::atomic_ref(*at).compare_exchange_strong(expected, value, std::memory_order_relaxed);
+  return expected;
+}
+// Counts up to `last`, then begins again. What orders memory is the fence beside it, which the
+// sanitizer does not know: here the counter does.
+inline unsigned atomicInc(unsigned* at, unsigned last) {
+  unsigned old = std::atomic_ref(*at).load(std::memory_order_relaxed);
+  while (!std::atomic_ref(*at).compare_exchange_weak(old, old >= last ? 0 : old + 1,
+                                                     std::memory_order_acq_rel)) {
+  }
+  return old;
+}
+inline void __threadfence() {}
+
 // Whole warps only, as the kernels call them: exchange() waits for all 32 lanes.
 inline void __syncwarp() { emulator::exchange(emulator::Operation::kSync, 0); }
 template <class T>

@@ -48,6 +48,7 @@ void run_family(const TopKParams& params, const Plan& plan, Launch launch) {
   }
   if (plan.family == gvr::Algorithm::kRadix) {
     launch.threads = gvr::cuda::Config::kRadixThreads;
+    launch.shared_bytes = sizeof(gvr::cuda::DifferenceScratch);
     run(launch, [&] { gvr::cuda::radix_kernel<kType>(params); });
     return;
   }
