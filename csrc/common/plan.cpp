@@ -53,7 +53,7 @@ int64_t slice_scores(const Shape& shape, int32_t ctas) {
 int64_t most_resident_scores(int32_t threads) { return int64_t{kResidentScores} * threads; }
 
 // Half the SMs are enough to hide the memory's latency, and small clusters start sooner: more than
-// eight CTAs only for slices of 8K. A row of up to two slices of 4K gains nothing from a
+// eight CTAs only for slices of 8K. A row of fewer than two slices of 4K gains nothing from a
 // second CTA. More CTAs, too, where slices would otherwise need the large block.
 // benchmarks/NOTES.md, "Rows in shared memory".
 ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, const Tuning& tuning) {
@@ -61,7 +61,7 @@ ResidentShape choose_resident(const Shape& shape, const DeviceInfo& device, cons
   const int64_t rows = std::max<int64_t>(shape.rows, 1);
   const int32_t limit = std::max(std::min(device.max_cluster, kMaxCluster), 1);
   const int64_t by_length =
-      shape.n <= 4 * kLeastSlice
+      shape.n < 4 * kLeastSlice
           ? 1
           : std::min(shape.n / kLeastSlice, std::max<int64_t>(8, shape.n / (4 * kLeastSlice)));
   const int64_t wanted = std::min(device.sm_count / 2 / rows, by_length);
