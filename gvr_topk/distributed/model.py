@@ -51,8 +51,8 @@ class Link:
 # from the records in benchmarks/results.
 # report:links
 LINKS = {
-    # nccl, NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, 2026-11-22, sources b4646a5d622d
-    "cuda": Link(base=1.4e-06, hop=4.8e-06, bandwidth=2.2e11),
+    # nccl, NVIDIA H200, driver 580.159.04, torch 2.11.0+cu130, 2026-11-22, sources f8fc5dbcb26b
+    "cuda": Link(base=1.3e-06, hop=5e-06, bandwidth=2.3e11),
     # orders of magnitude, not measured
     "cpu": Link(base=5e-05, hop=5e-05, bandwidth=1e9),
 }
