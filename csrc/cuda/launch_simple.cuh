@@ -10,11 +10,15 @@
 
 namespace gvr::cuda {
 
+// Dynamic shared memory of kernels whose own is static.
+inline size_t difference_bytes(const TopKParams& params) {
+  return params.difference.entered != nullptr ? sizeof(DifferenceScratch) : 0;
+}
+
 template <ScoreType kType>
 cudaError_t launch_radix(const TopKParams& params, cudaStream_t stream) {
-  const size_t shared_bytes = params.difference.entered != nullptr ? sizeof(DifferenceScratch) : 0;
-  radix_kernel<kType>
-      <<<static_cast<unsigned>(params.rows), Config::kRadixThreads, shared_bytes, stream>>>(params);
+  radix_kernel<kType><<<static_cast<unsigned>(params.rows), Config::kRadixThreads,
+                        difference_bytes(params), stream>>>(params);
   return cudaGetLastError();
 }
 
@@ -35,8 +39,8 @@ cudaError_t launch_sort(const TopKParams& params, cudaStream_t stream) {
 
 template <ScoreType kType>
 cudaError_t launch_compare(const TopKParams& params, cudaStream_t stream) {
-  compare_kernel<kType>
-      <<<static_cast<unsigned>(params.groups), Config::kSortThreads, 0, stream>>>(params);
+  compare_kernel<kType><<<static_cast<unsigned>(params.groups), Config::kSortThreads,
+                          difference_bytes(params), stream>>>(params);
   return cudaGetLastError();
 }
 

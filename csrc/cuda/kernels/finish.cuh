@@ -57,7 +57,6 @@ struct CompareScratch {
   union {
     typename MinReduce::TempStorage least;
     typename SumReduce::TempStorage sum;
-    DifferenceScratch difference;
   };
   uint64_t kth;  // rank key of the row's K-th score
   int winners;
@@ -132,8 +131,8 @@ __global__ void __launch_bounds__(Config::kSortThreads)
     int hits = -1;
     if (p.stats != nullptr) hits = count_hits<kType>(p, row, window, hint, scratch);
     if (p.difference.entered != nullptr) {
-      const Selected selected{p.indices + row * p.indices_stride, scratch.winners};
-      write_difference(p, row, selected, hint, scratch.difference, Config::kSortThreads);
+      const Positions selected{p.indices + row * p.indices_stride, scratch.winners};
+      write_difference(p, row, selected, hint, Config::kSortThreads);
     }
     if (slot >= 0 && threadIdx.x == 0) {
       // As everywhere, a short row has no k-th score.

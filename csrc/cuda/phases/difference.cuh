@@ -20,9 +20,8 @@ struct DifferenceScratch {
   static constexpr int kTile = 2048;  // positions in the table at a time
   static constexpr int kTable = 2 * kTile;
   static constexpr int kTableBits = 12;
-  static constexpr int kEach = 4;  // positions that a thread looks at together
-  int32_t table[kTable];           // open addressing, -1 is free
-  uint32_t warp_counts[kEach][32];
+  int32_t table[kTable];  // open addressing, -1 is free
+  uint32_t warp_counts[32];
   uint32_t kth_key;  // of finish_difference, as is `last`
   bool last;
 
@@ -30,131 +29,97 @@ struct DifferenceScratch {
     return (static_cast<uint32_t>(position) * 2654435769u) >> (32 - kTableBits);  // golden ratio
   }
   __device__ __forceinline__ void insert(int32_t position) {
+#pragma unroll 1
     for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
       const int32_t found = atomicCAS(&table[at], -1, position);
       if (found == -1 || found == position) return;
     }
   }
   __device__ __forceinline__ bool contains(int32_t position) const {
+#pragma unroll 1
     for (uint32_t at = first_place(position);; at = (at + 1) % kTable) {
-      if (table[at] == position) return true;
-      if (table[at] == -1) return false;
+      const int32_t found = table[at];
+      if (found == position) return true;
+      if (found == -1) return false;
     }
   }
 };
 static_assert(DifferenceScratch::kTable == 1 << DifferenceScratch::kTableBits);
 
-// Positions of the answer, by number. A row that needed no selection holds consecutive ones: what
-// its other CTAs write need not have arrived.
-struct Selected {
+// Positions by number, -1 where there is none: of an answer, or stored by an earlier step.
+struct Positions {
   const int32_t* indices;
-  int32_t winners;
-  int32_t first = -1;  // of consecutive positions, -1: read indices
+  int32_t size;
+  int32_t first = -1;  // of consecutive positions, where no memory is read; -1: indices are
+  int64_t offset = 0;
   __device__ __forceinline__ int32_t operator()(int i) const {
-    return first < 0 ? indices[i] : first + i;
+    return stored_position(first < 0 ? indices[i] : first + i, offset);
   }
 };
 
-// Positions that an earlier step stored (-1: dropped).
-struct Stored {
-  const int32_t* indices;
-  int64_t offset;
-  __device__ __forceinline__ int32_t operator()(int i) const {
-    return stored_position(indices[i], offset);
-  }
-};
-
-// out: the positions >= 0 among position_of(i), i < size, in their order; returns how many. May
-// read what it overwrites: nothing moves behind the part that was just read. Block-wide.
-template <class PositionOf>
-__device__ __forceinline__ int keep_positions(DifferenceScratch& scratch, int32_t* out, int size,
-                                              int threads, const PositionOf& position_of) {
-  constexpr int kEach = DifferenceScratch::kEach;
+// out: the positions of a that b lacks, in a's order, then -1 up to k; returns how many. Constant
+// shared memory, whatever the sizes: b passes through the table tile by tile. The code runs once
+// per call, so that its size, which has to be fetched, is most of its time: one copy, no unrolling.
+// Block-wide.
+inline __device__ __noinline__ int write_missing(Positions a, Positions b, int32_t* out, int k,
+                                                 int threads) {
+  constexpr int kTile = DifferenceScratch::kTile;
+  auto& scratch = *reinterpret_cast<DifferenceScratch*>(g_shared);
   const int lane = lane_id(), warps = threads / 32;
-  int kept = 0;
+  int kept = a.size;
+  for (int tile = 0; tile == 0 || tile < b.size; tile += kTile) {
+    __syncthreads();
 #pragma unroll 1
-  for (int first = 0; first < size; first += kEach * threads) {
-    int32_t position[kEach];
-    uint32_t found[kEach];
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int i = first + j * threads + static_cast<int>(threadIdx.x);
-      position[j] = i < size ? position_of(i) : -1;
-    }
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      found[j] = __ballot_sync(~0u, position[j] >= 0);
-      if (lane == 0) scratch.warp_counts[j][warp_id()] = __popc(found[j]);
+    for (int i = threadIdx.x; i < DifferenceScratch::kTable; i += threads) scratch.table[i] = -1;
+    __syncthreads();
+#pragma unroll 1
+    for (int i = tile + threadIdx.x; i < min(tile + kTile, b.size); i += threads) {
+      const int32_t position = b(i);
+      if (position >= 0) scratch.insert(position);
     }
     __syncthreads();
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const uint32_t of_lane = lane < warps ? scratch.warp_counts[j][lane] : 0u;
-      const uint32_t before = __reduce_add_sync(~0u, lane < warp_id() ? of_lane : 0u);
-      const uint32_t among = __popc(found[j] & ((1u << lane) - 1u));
-      if (position[j] >= 0) out[kept + before + among] = position[j];
+    // What is left moves to the front: never behind the part that was just read.
+    const int before_tile = kept;
+    kept = 0;
+#pragma unroll 1
+    for (int first = 0; first < before_tile; first += threads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      int32_t position = i < before_tile ? a(i) : -1;
+      if (position >= 0 && scratch.contains(position)) position = -1;
+      __syncwarp();
+      const uint32_t found = __ballot_sync(~0u, position >= 0);
+      if (lane == 0) scratch.warp_counts[warp_id()] = __popc(found);
+      __syncthreads();
+      const uint32_t of_lane = lane < warps ? scratch.warp_counts[lane] : 0u;
+      const uint32_t of_warps = __reduce_add_sync(~0u, lane < warp_id() ? of_lane : 0u);
+      if (position >= 0) out[kept + of_warps + __popc(found & ((1u << lane) - 1u))] = position;
       kept += static_cast<int>(__reduce_add_sync(~0u, of_lane));
+      __syncthreads();
     }
-    __syncthreads();
+    a = {out, kept};
   }
+#pragma unroll 1
+  for (int i = kept + threadIdx.x; i < k; i += threads) out[i] = -1;
   return kept;
 }
 
-// The table: the positions of b in [first, end). Block-wide.
-template <class B>
-__device__ __forceinline__ void fill_table(DifferenceScratch& scratch, const B& b, int first,
-                                           int end, int threads) {
-  __syncthreads();
-  for (int i = threadIdx.x; i < DifferenceScratch::kTable; i += threads) scratch.table[i] = -1;
-  __syncthreads();
-#pragma unroll 4
-  for (int i = first + threadIdx.x; i < end; i += threads) {
-    const int32_t position = b(i);
-    if (position >= 0) scratch.insert(position);
-  }
-  __syncthreads();
-}
-
-// out: the positions of a that b lacks, in a's order, then -1 up to k; returns how many. Constant
-// shared memory, whatever the sizes: b passes through the table tile by tile. Block-wide.
-template <class A, class B>
-__device__ __forceinline__ int write_missing(DifferenceScratch& scratch, const A& a, int a_size,
-                                             const B& b, int b_size, int32_t* out, int k,
-                                             int threads) {
-  constexpr int kTile = DifferenceScratch::kTile;
-  const auto unless_in_table = [&](int32_t position) {
-    return position >= 0 && !scratch.contains(position) ? position : -1;
-  };
-  fill_table(scratch, b, 0, min(kTile, b_size), threads);
-  int left =
-      keep_positions(scratch, out, a_size, threads, [&](int i) { return unless_in_table(a(i)); });
-#pragma unroll 1
-  for (int first = kTile; first < b_size; first += kTile) {
-    fill_table(scratch, b, first, min(first + kTile, b_size), threads);
-    left =
-        keep_positions(scratch, out, left, threads, [&](int i) { return unless_in_table(out[i]); });
-  }
-  for (int i = left + threadIdx.x; i < k; i += threads) out[i] = -1;
-  return left;
-}
-
-// A row without a valid score reads nothing of what is stored. Block-wide.
-inline __device__ void write_difference(const TopKParams& p, int64_t row, const Selected& selected,
-                                        HintRow previous, DifferenceScratch& scratch, int threads) {
-  const int stored = selected.winners > 0 ? min(previous.size, p.k) : 0;
-  const Stored before{previous.indices, p.hint_offset};
-  const int entered = write_missing(scratch, selected, selected.winners, before, stored,
-                                    p.difference.entered + row * p.k, p.k, threads);
-  const int left = write_missing(scratch, before, stored, selected, selected.winners,
-                                 p.difference.left + row * p.k, p.k, threads);
+// A row without a valid score reads nothing of what is stored. Takes all shared memory. Block-wide.
+inline __device__ void write_difference(const TopKParams& p, int64_t row, const Positions& selected,
+                                        HintRow previous, int threads) {
+  const int stored = selected.size > 0 ? min(previous.size, p.k) : 0;
+  const Positions before{previous.indices, stored, -1, p.hint_offset};
+  const int64_t at = row * p.k;
+  const int entered = write_missing(selected, before, p.difference.entered + at, p.k, threads);
+  const int left = write_missing(before, selected, p.difference.left + at, p.k, threads);
   if (threadIdx.x == 0) {
     p.difference.counts[2 * row] = entered;
     p.difference.counts[2 * row + 1] = left;
   }
 }
 
-__device__ __forceinline__ Selected selected_positions(const TopKParams& p, int64_t row) {
+// A row that needed no selection holds consecutive positions: what its other CTAs write of them
+// need not have arrived.
+inline __device__ __noinline__ Positions selected_positions(const TopKParams& p, int64_t row) {
   const RowWindow window = row_window(p, row);
   const bool whole = window.size() <= p.k;
   return {p.indices + row * p.indices_stride, whole ? window.size() : p.k,
@@ -164,13 +129,14 @@ __device__ __forceinline__ Selected selected_positions(const TopKParams& p, int6
 // The key of the least score selected. Block-wide.
 template <ScoreType kType>
 __device__ __forceinline__ uint32_t least_key(const TopKParams& p, int64_t row,
-                                              const Selected& selected, DifferenceScratch& scratch,
+                                              const Positions& selected, DifferenceScratch& scratch,
                                               int threads) {
   using E = Element<kType>;
   const auto* scores = static_cast<const typename E::Storage*>(p.scores) + row * p.score_stride;
   if (threadIdx.x == 0) scratch.kth_key = ~0u;
   uint32_t key = ~0u;
-  for (int i = threadIdx.x; i < selected.winners; i += threads) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < selected.size; i += threads) {
     key = min(key, E::key(E::load(scores, selected(i))));
   }
   __syncwarp();

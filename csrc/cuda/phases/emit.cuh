@@ -159,23 +159,25 @@ __device__ __noinline__ void finish_difference(const TopKParams& p, int64_t row,
   const int64_t group = row_group(p, row);
   const int64_t slot = claim_slot(p, group, threads);
   const HintRow previous = slot < 0 ? HintRow{nullptr, 0} : slot_hint(p, slot);
-  const Selected selected = selected_positions(p, row);
-  write_difference(p, row, selected, previous, scratch, threads);
+  const Positions selected = selected_positions(p, row);
+  write_difference(p, row, selected, previous, threads);
   if (slot < 0) return;
   // As everywhere, a short row has no k-th score.
   uint32_t kth_key = kKeyMinusInf;
   if (selected.first < 0) kth_key = least_key<kType>(p, row, selected, scratch, threads);
-  if (threadIdx.x == 0 && selected.winners > 0) {
+  if (threadIdx.x == 0 && selected.size > 0) {
     write_state_score(state_entry(p, slot, row_draft(p, row)), kth_key, -1);
   }
   if (!last_of_group(p, slot, scratch)) return;
+#pragma unroll 1
   for (int64_t each = group * p.next_n; each < (group + 1) * p.next_n; ++each) {
-    const Selected answer = selected_positions(p, each);
+    const Positions answer = selected_positions(p, each);
     int32_t* entry = state_entry(p, slot, row_draft(p, each));
-    for (int i = threadIdx.x; i < answer.winners; i += threads) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < answer.size; i += threads) {
       store_hint(p, entry, static_cast<uint32_t>(i), answer(i));
     }
-    if (threadIdx.x == 0 && answer.winners > 0) write_state_count(p, each, entry, answer.winners);
+    if (threadIdx.x == 0 && answer.size > 0) write_state_count(p, each, entry, answer.size);
   }
 }
 
