@@ -395,6 +395,20 @@ TEST_CASE("The selection's own launch tells what entered and left each answer") 
   }
 }
 
+TEST_CASE("A slice longer than its first vectors is sampled when all of it has arrived") {
+  Random random(23);
+  Call call;
+  call.n = 16 * kTinyBlock + 404;
+  call.k = 64;
+  call.fill("normal", random);
+  call.tuning.ctas_per_row = 1;
+  call.tuning.threads = kTinyBlock;
+  const Plan plan =
+      make_plan({1, call.n, call.k, call.dtype, false, Algorithm::kResident}, kDevice, call.tuning);
+  REQUIRE(plan.threads == kTinyBlock);
+  run_call(call, plan, 5);
+}
+
 TEST_CASE("A chunk longer than any row changes nothing") {
   Random random(11);
   Call call;
