@@ -85,11 +85,11 @@ ON_CUDA = [
         device="cuda",
     ),
     Fault(
-        "a score at the edge stored, not counted",
+        "counted survivors one place early",
         f"{PHASES}/verify.cuh",
-        "if (!(E::to_float(raw) <= below)) store(raw, index);",
-        "if (!(E::to_float(raw) < below)) store(raw, index);",
-        "a thread stores as many survivors as it has counted",
+        "exclusive_float(verdict.below_key), offset};",
+        "exclusive_float(verdict.below_key), offset - (offset > 0)};",
+        "a thread's survivors lie behind those of the threads before it",
         device="cuda",
     ),
     Fault(
