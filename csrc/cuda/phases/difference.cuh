@@ -21,6 +21,7 @@ struct DifferenceScratch {
   static constexpr int kTable = 2 * kTile;
   static constexpr int kTableBits = 12;
   int32_t table[kTable];  // open addressing, -1 is free
+  int32_t a[kTile], b[kTile];
   uint32_t warp_counts[32];
   uint32_t kth_key;  // of finish_difference, as is `last`
   bool last;
@@ -57,50 +58,83 @@ struct Positions {
   }
 };
 
+// list[i] = positions(from + i) for i < count. All loads of a thread are in flight together, which
+// a loop that does more with them would not allow: memory answers after a microsecond.
+__device__ __forceinline__ void load_list(int32_t* list, const Positions& positions, int from,
+                                          int count, int threads) {
+  constexpr int kBatch = 8;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kBatch * threads) {
+    int32_t loaded[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = first + j * threads;
+      loaded[j] = i < count ? positions(from + i) : -1;
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = first + j * threads;
+      if (i < count) list[i] = loaded[j];
+    }
+  }
+}
+
+// out: those of scratch.a[0, count) that the table lacks, in order, behind the first `kept` of out;
+// returns their end. Block-wide.
+__device__ __forceinline__ int keep_missing(DifferenceScratch& scratch, int count, int32_t* out,
+                                            int kept, int threads) {
+  const int lane = lane_id(), warps = threads / 32;
+#pragma unroll 1
+  for (int first = 0; first < count; first += threads) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    int32_t position = i < count ? scratch.a[i] : -1;
+    if (position >= 0 && scratch.contains(position)) position = -1;
+    __syncwarp();
+    const uint32_t found = __ballot_sync(~0u, position >= 0);
+    if (lane == 0) scratch.warp_counts[warp_id()] = __popc(found);
+    __syncthreads();
+    const uint32_t of_lane = lane < warps ? scratch.warp_counts[lane] : 0u;
+    const uint32_t of_warps = __reduce_add_sync(~0u, lane < warp_id() ? of_lane : 0u);
+    if (position >= 0) out[kept + of_warps + __popc(found & ((1u << lane) - 1u))] = position;
+    kept += static_cast<int>(__reduce_add_sync(~0u, of_lane));
+    __syncthreads();
+  }
+  return kept;
+}
+
 // out: the positions of a that b lacks, in a's order, then -1 up to k; returns how many. Constant
-// shared memory, whatever the sizes: b passes through the table tile by tile. The code runs once
-// per call, so that its size, which has to be fetched, is most of its time: one copy, no unrolling.
-// Block-wide.
+// shared memory, whatever the sizes: both pass through it tile by tile. One copy of the code,
+// little unrolled: it runs once per call and has to be fetched. Block-wide.
 inline __device__ __noinline__ int write_missing(Positions a, Positions b, int32_t* out, int k,
                                                  int threads) {
   constexpr int kTile = DifferenceScratch::kTile;
   auto& scratch = *reinterpret_cast<DifferenceScratch*>(g_shared);
-  const int lane = lane_id(), warps = threads / 32;
-  int kept = a.size;
-  for (int tile = 0; tile == 0 || tile < b.size; tile += kTile) {
+  for (int of_b = 0; of_b == 0 || of_b < b.size; of_b += kTile) {
     __syncthreads();
+    const int count = min(b.size - of_b, kTile);
+    load_list(scratch.b, b, of_b, count, threads);
+    load_list(scratch.a, a, 0, min(a.size, kTile), threads);
 #pragma unroll 1
     for (int i = threadIdx.x; i < DifferenceScratch::kTable; i += threads) scratch.table[i] = -1;
     __syncthreads();
 #pragma unroll 1
-    for (int i = tile + threadIdx.x; i < min(tile + kTile, b.size); i += threads) {
-      const int32_t position = b(i);
-      if (position >= 0) scratch.insert(position);
+    for (int i = threadIdx.x; i < count; i += threads) {
+      if (scratch.b[i] >= 0) scratch.insert(scratch.b[i]);
     }
     __syncthreads();
     // What is left moves to the front: never behind the part that was just read.
-    const int before_tile = kept;
-    kept = 0;
+    int kept = keep_missing(scratch, min(a.size, kTile), out, 0, threads);
 #pragma unroll 1
-    for (int first = 0; first < before_tile; first += threads) {
-      const int i = first + static_cast<int>(threadIdx.x);
-      int32_t position = i < before_tile ? a(i) : -1;
-      if (position >= 0 && scratch.contains(position)) position = -1;
-      __syncwarp();
-      const uint32_t found = __ballot_sync(~0u, position >= 0);
-      if (lane == 0) scratch.warp_counts[warp_id()] = __popc(found);
+    for (int of_a = kTile; of_a < a.size; of_a += kTile) {
+      load_list(scratch.a, a, of_a, min(a.size - of_a, kTile), threads);
       __syncthreads();
-      const uint32_t of_lane = lane < warps ? scratch.warp_counts[lane] : 0u;
-      const uint32_t of_warps = __reduce_add_sync(~0u, lane < warp_id() ? of_lane : 0u);
-      if (position >= 0) out[kept + of_warps + __popc(found & ((1u << lane) - 1u))] = position;
-      kept += static_cast<int>(__reduce_add_sync(~0u, of_lane));
-      __syncthreads();
+      kept = keep_missing(scratch, min(a.size - of_a, kTile), out, kept, threads);
     }
     a = {out, kept};
   }
 #pragma unroll 1
-  for (int i = kept + threadIdx.x; i < k; i += threads) out[i] = -1;
-  return kept;
+  for (int i = a.size + threadIdx.x; i < k; i += threads) out[i] = -1;
+  return a.size;
 }
 
 // A row without a valid score reads nothing of what is stored. Takes all shared memory. Block-wide.
@@ -134,10 +168,18 @@ __device__ __forceinline__ uint32_t least_key(const TopKParams& p, int64_t row,
   using E = Element<kType>;
   const auto* scores = static_cast<const typename E::Storage*>(p.scores) + row * p.score_stride;
   if (threadIdx.x == 0) scratch.kth_key = ~0u;
+  constexpr int kBatch = 8;  // loads in flight
   uint32_t key = ~0u;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < selected.size; i += threads) {
-    key = min(key, E::key(E::load(scores, selected(i))));
+  for (int first = threadIdx.x; first < selected.size; first += kBatch * threads) {
+    int32_t position[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int i = first + j * threads;
+      position[j] = selected(i < selected.size ? i : first);
+    }
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) key = min(key, E::key(E::load(scores, position[j])));
   }
   __syncwarp();
   key = __reduce_min_sync(~0u, key);

@@ -173,9 +173,20 @@ __device__ __noinline__ void finish_difference(const TopKParams& p, int64_t row,
   for (int64_t each = group * p.next_n; each < (group + 1) * p.next_n; ++each) {
     const Positions answer = selected_positions(p, each);
     int32_t* entry = state_entry(p, slot, row_draft(p, each));
+    constexpr int kBatch = 8;  // loads in flight
 #pragma unroll 1
-    for (int i = threadIdx.x; i < answer.size; i += threads) {
-      store_hint(p, entry, static_cast<uint32_t>(i), answer(i));
+    for (int first = threadIdx.x; first < answer.size; first += kBatch * threads) {
+      int32_t index[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = first + j * threads;
+        index[j] = answer(i < answer.size ? i : first);
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = first + j * threads;
+        if (i < answer.size) store_hint(p, entry, static_cast<uint32_t>(i), index[j]);
+      }
     }
     if (threadIdx.x == 0 && answer.size > 0) write_state_count(p, each, entry, answer.size);
   }
